@@ -1,0 +1,178 @@
+//! What the API needs of the rest of lathed. [`crate::machines::Machines`] and [`crate::peer::PeerHandle`] implement it, and fakes in
+//! tests.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use tokio::net::UnixStream;
+use tokio::sync::{broadcast, mpsc};
+
+use super::wire::{
+    ClusterInit, ClusterView, DoctorReport, EventView, HostView, JoinRequest, MachineView, PeerList,
+    PlanView, Removed, ResizeRequest, ResizeView, RunRequest, StopRequest, TokenView,
+};
+use crate::machines::{ConsoleHandle, Machines};
+use crate::problem::Problem;
+
+/// An answer that takes its time.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+/// The same, or a problem.
+pub type Reply<'a, T> = Later<'a, Result<T, Problem>>;
+
+/// A machine's console, attached.
+#[derive(Debug)]
+pub struct Console {
+    /// What it said lately.
+    pub backlog: Vec<u8>,
+    /// What it says from now on.
+    pub output: broadcast::Receiver<Vec<u8>>,
+    /// What is typed.
+    pub input: mpsc::Sender<Vec<u8>>,
+}
+
+/// Machines and the host's books.
+pub trait Core: Send + Sync {
+    /// All machines, by name.
+    fn list(&self) -> Later<'_, Vec<MachineView>>;
+    /// One machine.
+    fn show<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView>;
+    /// Makes a machine; answers when it runs.
+    fn run(&self, request: RunRequest) -> Reply<'_, MachineView>;
+    /// What [`Core::run`] would do.
+    fn plan_run<'a>(&'a self, request: &'a RunRequest) -> Reply<'a, PlanView>;
+    /// Changes a machine's shape, if its revision is still the one given.
+    fn resize<'a>(
+        &'a self,
+        name: &'a str,
+        request: ResizeRequest,
+        if_revision: Option<u64>,
+    ) -> Reply<'a, ResizeView>;
+    /// What [`Core::resize`] would do.
+    fn plan_resize<'a>(
+        &'a self,
+        name: &'a str,
+        request: &'a ResizeRequest,
+        if_revision: Option<u64>,
+    ) -> Reply<'a, PlanView>;
+    /// Powers a machine off.
+    fn stop<'a>(&'a self, name: &'a str, request: StopRequest) -> Reply<'a, MachineView>;
+    /// Starts a stopped machine.
+    fn start<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView>;
+    /// Removes a machine.
+    fn remove<'a>(&'a self, name: &'a str, purge: bool, force: bool) -> Reply<'a, Removed>;
+    /// A stream to the guest agent, ready for its protocol.
+    fn guest_stream<'a>(&'a self, name: &'a str) -> Reply<'a, UnixStream>;
+    /// The console.
+    fn console<'a>(&'a self, name: &'a str) -> Reply<'a, Console>;
+    /// The console's last lines, of a stopped machine too.
+    fn logs<'a>(&'a self, name: &'a str, lines: usize) -> Reply<'a, String>;
+    /// The same, and what comes.
+    fn logs_follow<'a>(
+        &'a self,
+        name: &'a str,
+        lines: usize,
+    ) -> Reply<'a, (String, broadcast::Receiver<Vec<u8>>)>;
+    /// The books; `peers_alive` is not filled in.
+    fn host(&self) -> HostView;
+    /// What happens from now on.
+    fn events(&self) -> broadcast::Receiver<EventView>;
+}
+
+/// Peers.
+pub trait Cluster: Send + Sync {
+    /// This host first, then by name.
+    fn peers(&self) -> Reply<'_, PeerList>;
+    /// Peers alive, without this host; 0 when that cannot be told.
+    fn alive(&self) -> Later<'_, u64>;
+    /// Makes a cluster.
+    fn init(&self, request: ClusterInit) -> Reply<'_, ClusterView>;
+    /// A token for one more host.
+    fn token(&self, ttl_sec: u64) -> Reply<'_, TokenView>;
+    /// Becomes a member.
+    fn join(&self, request: JoinRequest) -> Reply<'_, ClusterView>;
+}
+
+/// What the host has and lacks.
+pub trait Doctor: Send + Sync {
+    /// Looks at everything; blocks for as long as the host's files take.
+    fn examine(&self) -> DoctorReport;
+}
+
+impl Core for Machines {
+    fn list(&self) -> Later<'_, Vec<MachineView>> {
+        Box::pin(Machines::list(self))
+    }
+
+    fn show<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView> {
+        Box::pin(Machines::show(self, name))
+    }
+
+    fn run(&self, request: RunRequest) -> Reply<'_, MachineView> {
+        Box::pin(Machines::run(self, request))
+    }
+
+    fn plan_run<'a>(&'a self, request: &'a RunRequest) -> Reply<'a, PlanView> {
+        Box::pin(Machines::plan_run(self, request))
+    }
+
+    fn resize<'a>(
+        &'a self,
+        name: &'a str,
+        request: ResizeRequest,
+        if_revision: Option<u64>,
+    ) -> Reply<'a, ResizeView> {
+        Box::pin(Machines::resize(self, name, request, if_revision))
+    }
+
+    fn plan_resize<'a>(
+        &'a self,
+        name: &'a str,
+        request: &'a ResizeRequest,
+        if_revision: Option<u64>,
+    ) -> Reply<'a, PlanView> {
+        Box::pin(Machines::plan_resize(self, name, request, if_revision))
+    }
+
+    fn stop<'a>(&'a self, name: &'a str, request: StopRequest) -> Reply<'a, MachineView> {
+        Box::pin(Machines::stop(self, name, request))
+    }
+
+    fn start<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView> {
+        Box::pin(Machines::start_machine(self, name))
+    }
+
+    fn remove<'a>(&'a self, name: &'a str, purge: bool, force: bool) -> Reply<'a, Removed> {
+        Box::pin(Machines::remove(self, name, purge, force))
+    }
+
+    fn guest_stream<'a>(&'a self, name: &'a str) -> Reply<'a, UnixStream> {
+        Box::pin(Machines::guest_stream(self, name))
+    }
+
+    fn console<'a>(&'a self, name: &'a str) -> Reply<'a, Console> {
+        Box::pin(async move {
+            let ConsoleHandle { backlog, output, input } = Machines::console(self, name).await?;
+            Ok(Console { backlog, output, input })
+        })
+    }
+
+    fn logs<'a>(&'a self, name: &'a str, lines: usize) -> Reply<'a, String> {
+        Box::pin(Machines::logs(self, name, lines))
+    }
+
+    fn logs_follow<'a>(
+        &'a self,
+        name: &'a str,
+        lines: usize,
+    ) -> Reply<'a, (String, broadcast::Receiver<Vec<u8>>)> {
+        Box::pin(Machines::logs_follow(self, name, lines))
+    }
+
+    fn host(&self) -> HostView {
+        Machines::host(self)
+    }
+
+    fn events(&self) -> broadcast::Receiver<EventView> {
+        Machines::events(self)
+    }
+}

@@ -1,0 +1,221 @@
+//! OpenMetrics at `/metrics`: prefix `lathe_`, base units (cores, bytes, seconds, bits per second), one unit per metric.
+
+use std::fmt::Write;
+
+use super::wire::{Amounts, HostAmounts, HostView, MachineState, MachineView};
+
+/// As the OpenMetrics specification 1.0 wants it.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What a metric of a machine is made of.
+type Figure = fn(&MachineView) -> f64;
+/// A resource of a machine: stem, unit, what it is, divisor to the base unit, and where it stands.
+type Resource = (&'static str, &'static str, &'static str, f64, fn(&MachineView) -> Amounts);
+/// One of a resource's amounts.
+type Part = (&'static str, fn(&Amounts) -> u64);
+
+/// Name, kind, unit and help of each metric that every machine has.
+const MACHINE_METRICS: [(&str, &str, &str, &str, Figure); 10] = [
+    ("lathe_machine_restarts", "counter", "", "Reboots of the guest and restarts of the monitor.", |m| {
+        m.restarts as f64
+    }),
+    ("lathe_machine_vcpus", "gauge", "", "Virtual CPUs.", |m| f64::from(m.vcpus)),
+    ("lathe_machine_cpu_seconds", "counter", "seconds", "CPU time of vCPUs and monitor.", |m| {
+        seconds(m.cpu_usage_usec)
+    }),
+    (
+        "lathe_machine_cpu_throttled_seconds",
+        "counter",
+        "seconds",
+        "Time in which the vCPUs were held back by their quota.",
+        |m| seconds(m.cpu_throttled_usec),
+    ),
+    ("lathe_machine_network_receive_bytes", "counter", "bytes", "Towards the guest.", |m| {
+        m.net_rx_bytes as f64
+    }),
+    ("lathe_machine_network_transmit_bytes", "counter", "bytes", "From the guest.", |m| {
+        m.net_tx_bytes as f64
+    }),
+    ("lathe_machine_uptime_seconds", "gauge", "seconds", "Since it began to run; 0 when it does not.", |m| {
+        m.uptime_sec.unwrap_or(0) as f64
+    }),
+    ("lathe_machine_guest_agent", "gauge", "", "1 when the guest agent answers.", |m| {
+        f64::from(u8::from(m.guest_agent))
+    }),
+    ("lathe_machine_running", "gauge", "", "1 when guest code runs.", |m| {
+        f64::from(u8::from(m.state == MachineState::Running))
+    }),
+    ("lathe_machine_revision", "gauge", "", "Grows with every change of what is desired.", |m| {
+        m.revision as f64
+    }),
+];
+
+/// Resources that every machine has.
+const MACHINE_AMOUNTS: [Resource; 4] = [
+    ("lathe_machine_cpu", "cores", "CPU", 1000.0, |m| m.cpu),
+    ("lathe_machine_memory", "bytes", "Memory", 1.0, |m| m.memory),
+    ("lathe_machine_network", "bits_per_second", "Bandwidth each way, 0 is unlimited", 1.0, |m| m.net),
+    ("lathe_machine_io", "operations_per_second", "I/O operations, 0 is unlimited", 1.0, |m| m.iops),
+];
+
+/// The amounts of each.
+const PARTS: [Part; 4] =
+    [("desired", |a| a.desired), ("granted", |a| a.granted), ("actual", |a| a.actual), ("used", |a| a.used)];
+
+fn seconds(usec: u64) -> f64 {
+    usec as f64 / 1e6
+}
+
+/// Everything, as text.
+pub fn render(host: &HostView, machines: &[MachineView]) -> String {
+    let mut text = String::new();
+    family(&mut text, "lathe_build", "info", "", "Version of lathed.");
+    line(&mut text, "lathe_build_info", &format!("version=\"{}\"", escaped(&host.version)), 1.0);
+    host_metrics(&mut text, host);
+    for (stem, unit, what, divisor, get) in MACHINE_AMOUNTS {
+        for (part, pick) in PARTS {
+            let name = format!("{stem}_{part}_{unit}");
+            family(&mut text, &name, "gauge", unit, &format!("{what}: {part}."));
+            for machine in machines {
+                line(&mut text, &name, &label(machine), pick(&get(machine)) as f64 / divisor);
+            }
+        }
+    }
+    for (name, kind, unit, help, get) in MACHINE_METRICS {
+        family(&mut text, name, kind, unit, help);
+        let sample = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+        for machine in machines {
+            line(&mut text, &sample, &label(machine), get(machine));
+        }
+    }
+    text.push_str("# EOF\n");
+    text
+}
+
+fn host_metrics(text: &mut String, host: &HostView) {
+    let resources: [(&str, &str, f64, HostAmounts); 3] = [
+        ("lathe_host_cpu", "cores", 1000.0, host.resources.cpu),
+        ("lathe_host_memory", "bytes", 1.0, host.resources.memory),
+        ("lathe_host_disk", "bytes", 1.0, host.resources.disk),
+    ];
+    for (stem, unit, divisor, amounts) in resources {
+        let parts = [
+            ("capacity", amounts.capacity, "All there is"),
+            ("reserved", amounts.reserved, "Kept back for the host"),
+            ("granted", amounts.granted, "Given to machines"),
+            ("used", amounts.used, "Consumed now"),
+            ("free", amounts.free, "Left to give"),
+        ];
+        for (part, value, help) in parts {
+            single(text, &format!("{stem}_{part}_{unit}"), unit, &format!("{help}."), value as f64 / divisor);
+        }
+    }
+    let pressure = [
+        ("cpu", host.psi_cpu_centipercent),
+        ("memory", host.psi_memory_centipercent),
+        ("io", host.psi_io_centipercent),
+    ];
+    for (what, value) in pressure {
+        let Some(value) = value else { continue };
+        let help = format!("Share of the last 10 s in which some task waited for {what}.");
+        single(
+            text,
+            &format!("lathe_host_{what}_stalled_ratio"),
+            "ratio",
+            &help,
+            f64::from(value) / 10_000.0,
+        );
+    }
+    single(text, "lathe_host_machines", "", "Machines, running or not.", host.machines as f64);
+    single(text, "lathe_host_peers_alive", "", "Peers that answer.", host.peers_alive as f64);
+    single(
+        text,
+        "lathe_host_healthy",
+        "",
+        "1 when nothing is wrong.",
+        f64::from(u8::from(host.state == "healthy")),
+    );
+    single(text, "lathe_agent_uptime_seconds", "seconds", "Since lathed started.", host.uptime_sec as f64);
+}
+
+fn family(text: &mut String, name: &str, kind: &str, unit: &str, help: &str) {
+    let _ = writeln!(text, "# TYPE {name} {kind}");
+    if !unit.is_empty() {
+        let _ = writeln!(text, "# UNIT {name} {unit}");
+    }
+    let _ = writeln!(text, "# HELP {name} {help}");
+}
+
+fn single(text: &mut String, name: &str, unit: &str, help: &str, value: f64) {
+    family(text, name, "gauge", unit, help);
+    line(text, name, "", value);
+}
+
+fn line(text: &mut String, name: &str, labels: &str, value: f64) {
+    let _ = if labels.is_empty() {
+        writeln!(text, "{name} {value}")
+    } else {
+        writeln!(text, "{name}{{{labels}}} {value}")
+    };
+}
+
+fn label(machine: &MachineView) -> String {
+    format!("machine=\"{}\"", escaped(&machine.name))
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::fake::{host, machine};
+    use super::*;
+
+    #[test]
+    fn figures_are_in_base_units_and_well_formed() {
+        let mut web = machine("web");
+        web.cpu.desired = 1500;
+        web.cpu_usage_usec = 2_500_000;
+        let text = render(&host(), &[web]);
+        for expected in [
+            "lathe_machine_cpu_desired_cores{machine=\"web\"} 1.5\n",
+            "lathe_machine_cpu_seconds_total{machine=\"web\"} 2.5\n",
+            "# UNIT lathe_host_memory_free_bytes bytes\n",
+            "lathe_host_cpu_capacity_cores 8\n",
+            "lathe_build_info{version=\"0.1.0\"} 1\n",
+        ] {
+            assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+        check_families(&text);
+    }
+
+    /// Each sample belongs to the family declared last, each family is declared once, and its name ends in its unit.
+    fn check_families(text: &str) {
+        let mut seen = std::collections::HashSet::new();
+        let (mut family, mut kind) = ("", "");
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                (family, kind) = rest.split_once(' ').unwrap();
+                assert!(family.starts_with("lathe_") && seen.insert(family), "{family}");
+            } else if let Some(rest) = line.strip_prefix("# UNIT ") {
+                let (name, unit) = rest.split_once(' ').unwrap();
+                assert!(name == family && name.ends_with(&format!("_{unit}")), "{line}");
+            } else if !line.starts_with('#') {
+                let name = line.split(['{', ' ']).next().unwrap();
+                let suffix = match kind {
+                    "counter" => "_total",
+                    "info" => "_info",
+                    _ => "",
+                };
+                assert_eq!(name, format!("{family}{suffix}"));
+            }
+        }
+    }
+
+    #[test]
+    fn names_cannot_break_out_of_their_label() {
+        assert_eq!(escaped("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+    }
+}

@@ -1,0 +1,351 @@
+//! A lathed without machines: [`FakeCore`] keeps views in memory and remembers what it was told.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use tokio::net::UnixStream;
+use tokio::sync::{broadcast, mpsc};
+
+use super::super::access::{Access, Accounts};
+use super::super::core::{Cluster, Console, Core, Doctor, Later, Reply};
+use super::super::wire::*;
+use crate::problem::{Kind, Problem};
+
+pub fn amounts(desired: u64) -> Amounts {
+    Amounts { desired, granted: desired, actual: desired, used: desired / 2 }
+}
+
+pub fn machine(name: &str) -> MachineView {
+    MachineView {
+        schema: SCHEMA,
+        name: name.to_owned(),
+        state: MachineState::Running,
+        revision: 1,
+        cpu: amounts(500),
+        memory: amounts(512 << 20),
+        net: amounts(40_000_000),
+        iops: Amounts::default(),
+        vcpus: 1,
+        addresses: vec!["10.77.0.2/16".to_owned()],
+        mac: "52:54:00:12:34:56".to_owned(),
+        source: "built-in guest, kernel 6.1.0-37-amd64".to_owned(),
+        guest_agent: true,
+        restart: RestartPolicy::No,
+        autostart: false,
+        unit: format!("lathe-vm@{name}.service"),
+        pid: Some(4242),
+        uptime_sec: Some(60),
+        restarts: 0,
+        reason: String::new(),
+        cpu_throttled_usec: 1000,
+        cpu_usage_usec: 2_000_000,
+        net_rx_bytes: 3000,
+        net_tx_bytes: 4000,
+    }
+}
+
+pub fn host() -> HostView {
+    let amounts = |capacity: u64| HostAmounts {
+        capacity,
+        reserved: capacity / 16,
+        granted: capacity / 2,
+        used: capacity / 4,
+        free: capacity - capacity / 16 - capacity / 2,
+    };
+    HostView {
+        schema: SCHEMA,
+        name: "web-03".to_owned(),
+        state: "healthy".to_owned(),
+        revision: 7,
+        version: "0.1.0".to_owned(),
+        uptime_sec: 120,
+        resources: HostResources { cpu: amounts(8000), memory: amounts(32 << 30), disk: amounts(1 << 40) },
+        machines: 1,
+        peers_alive: 0,
+        launcher: "systemd".to_owned(),
+        psi_cpu_centipercent: Some(40),
+        psi_memory_centipercent: Some(0),
+        psi_io_centipercent: None,
+    }
+}
+
+pub fn resized(machine: &MachineView, outcome: ResizeOutcome) -> ResizeView {
+    ResizeView {
+        schema: SCHEMA,
+        operation: "op-1".to_owned(),
+        outcome,
+        reason: String::new(),
+        took_usec: 1500,
+        name: machine.name.clone(),
+        state: machine.state,
+        revision: machine.revision,
+        cpu: machine.cpu,
+        memory: machine.memory,
+        net: machine.net,
+        iops: machine.iops,
+    }
+}
+
+pub fn peers() -> PeerList {
+    let resources = host().resources;
+    let own = PeerView {
+        name: "web-03".to_owned(),
+        state: "self".to_owned(),
+        address: "10.0.0.13:7946".to_owned(),
+        revision: 7,
+        heard_msec: None,
+        rtt_usec: None,
+        version: "0.1.0".to_owned(),
+        cpu: resources.cpu,
+        memory: resources.memory,
+    };
+    let other = PeerView {
+        name: "build-01".into(),
+        state: "alive".into(),
+        heard_msec: Some(600),
+        rtt_usec: Some(400),
+        ..own.clone()
+    };
+    PeerList { schema: SCHEMA, cluster: "garage".to_owned(), peers: vec![own, other] }
+}
+
+pub struct FakeCore {
+    pub machines: Mutex<BTreeMap<String, MachineView>>,
+    pub events: broadcast::Sender<EventView>,
+    pub output: broadcast::Sender<Vec<u8>>,
+    pub typed: Mutex<Option<mpsc::Receiver<Vec<u8>>>>,
+    /// The far end of the last guest stream.
+    pub guest: Mutex<Option<UnixStream>>,
+}
+
+impl Default for FakeCore {
+    fn default() -> Self {
+        let machines = Mutex::new(BTreeMap::from([("web".to_owned(), machine("web"))]));
+        let (events, output) = (broadcast::channel(4).0, broadcast::channel(4).0);
+        Self { machines, events, output, typed: Mutex::default(), guest: Mutex::default() }
+    }
+}
+
+impl FakeCore {
+    fn find(&self, name: &str) -> Result<MachineView, Problem> {
+        let missing =
+            || Problem::new(Kind::NotFound, "no-such-machine", format!("there is no machine {name}"));
+        self.machines.lock().unwrap().get(name).cloned().ok_or_else(missing)
+    }
+
+    fn change(&self, name: &str, change: impl FnOnce(&mut MachineView)) -> Result<MachineView, Problem> {
+        let mut view = self.find(name)?;
+        change(&mut view);
+        self.machines.lock().unwrap().insert(name.to_owned(), view.clone());
+        Ok(view)
+    }
+
+    fn plan(&self, name: &str, revision: u64) -> PlanView {
+        let steps =
+            vec![PlanStep { resource: "cpu".into(), from: 500, to: 1500, how: "quota of 1 vCPU".into() }];
+        PlanView { schema: SCHEMA, name: name.to_owned(), revision, steps, host_after: host().resources }
+    }
+}
+
+impl Core for FakeCore {
+    fn list(&self) -> Later<'_, Vec<MachineView>> {
+        Box::pin(async { self.machines.lock().unwrap().values().cloned().collect() })
+    }
+
+    fn show<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView> {
+        Box::pin(async { self.find(name) })
+    }
+
+    fn run(&self, request: RunRequest) -> Reply<'_, MachineView> {
+        Box::pin(async move {
+            if self.find(&request.name).is_ok() {
+                return Err(Problem::new(
+                    Kind::Conflict,
+                    "name-taken",
+                    format!("there is a machine {} already", request.name),
+                ));
+            }
+            let view = MachineView { cpu: amounts(request.cpu_milli), ..machine(&request.name) };
+            self.machines.lock().unwrap().insert(request.name, view.clone());
+            Ok(view)
+        })
+    }
+
+    fn plan_run<'a>(&'a self, request: &'a RunRequest) -> Reply<'a, PlanView> {
+        Box::pin(async { Ok(self.plan(&request.name, 0)) })
+    }
+
+    fn resize<'a>(
+        &'a self,
+        name: &'a str,
+        request: ResizeRequest,
+        if_revision: Option<u64>,
+    ) -> Reply<'a, ResizeView> {
+        Box::pin(async move {
+            let now = self.find(name)?.revision;
+            if if_revision.is_some_and(|wanted| wanted != now) {
+                return Err(Problem::new(Kind::Conflict, "revision", format!("{name} is at revision {now}")));
+            }
+            let view = self.change(name, |view| {
+                view.revision += 1;
+                view.cpu = request.cpu_milli.map_or(view.cpu, amounts);
+            })?;
+            let outcome =
+                if request.memory_bytes.is_some() { ResizeOutcome::Partial } else { ResizeOutcome::Applied };
+            Ok(resized(&view, outcome))
+        })
+    }
+
+    fn plan_resize<'a>(&'a self, name: &'a str, _: &'a ResizeRequest, _: Option<u64>) -> Reply<'a, PlanView> {
+        Box::pin(async { Ok(self.plan(name, self.find(name)?.revision)) })
+    }
+
+    fn stop<'a>(&'a self, name: &'a str, _: StopRequest) -> Reply<'a, MachineView> {
+        Box::pin(async { self.change(name, |view| view.state = MachineState::Stopped) })
+    }
+
+    fn start<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView> {
+        Box::pin(async { self.change(name, |view| view.state = MachineState::Running) })
+    }
+
+    fn remove<'a>(&'a self, name: &'a str, purge: bool, force: bool) -> Reply<'a, Removed> {
+        Box::pin(async move {
+            if self.find(name)?.state == MachineState::Running && !force {
+                return Err(Problem::new(Kind::Conflict, "machine-running", format!("{name} runs")));
+            }
+            self.machines.lock().unwrap().remove(name);
+            let kept = (!purge).then(|| format!("/var/lib/lathe/kept/{name}"));
+            Ok(Removed { schema: SCHEMA, name: name.to_owned(), kept })
+        })
+    }
+
+    fn guest_stream<'a>(&'a self, name: &'a str) -> Reply<'a, UnixStream> {
+        Box::pin(async {
+            self.find(name)?;
+            let (near, far) = UnixStream::pair().unwrap();
+            *self.guest.lock().unwrap() = Some(far);
+            Ok(near)
+        })
+    }
+
+    fn console<'a>(&'a self, name: &'a str) -> Reply<'a, Console> {
+        Box::pin(async {
+            self.find(name)?;
+            let (input, typed) = mpsc::channel(4);
+            *self.typed.lock().unwrap() = Some(typed);
+            Ok(Console { backlog: b"login: ".to_vec(), output: self.output.subscribe(), input })
+        })
+    }
+
+    fn logs<'a>(&'a self, name: &'a str, lines: usize) -> Reply<'a, String> {
+        Box::pin(async move {
+            self.find(name)?;
+            Ok((0..lines.min(3)).map(|line| format!("line {line}\n")).collect())
+        })
+    }
+
+    fn logs_follow<'a>(
+        &'a self,
+        name: &'a str,
+        lines: usize,
+    ) -> Reply<'a, (String, broadcast::Receiver<Vec<u8>>)> {
+        Box::pin(async move { Ok((self.logs(name, lines).await?, self.output.subscribe())) })
+    }
+
+    fn host(&self) -> HostView {
+        host()
+    }
+
+    fn events(&self) -> broadcast::Receiver<EventView> {
+        self.events.subscribe()
+    }
+}
+
+pub struct FakeCluster;
+
+impl Cluster for FakeCluster {
+    fn peers(&self) -> Reply<'_, PeerList> {
+        Box::pin(async { Ok(peers()) })
+    }
+
+    fn alive(&self) -> Later<'_, u64> {
+        Box::pin(async { 1 })
+    }
+
+    fn init(&self, request: ClusterInit) -> Reply<'_, ClusterView> {
+        let view = ClusterView {
+            schema: SCHEMA,
+            cluster: request.name,
+            node: "web-03".into(),
+            address: "10.0.0.13:7946".into(),
+        };
+        Box::pin(async { Ok(view) })
+    }
+
+    fn token(&self, ttl_sec: u64) -> Reply<'_, TokenView> {
+        Box::pin(async move { Ok(TokenView { schema: SCHEMA, token: "secret".into(), ttl_sec }) })
+    }
+
+    fn join(&self, _: JoinRequest) -> Reply<'_, ClusterView> {
+        Box::pin(async {
+            Err(Problem::new(Kind::NotPermitted, "peer-token-rejected", "the token was refused"))
+        })
+    }
+}
+
+pub struct FakeDoctor;
+
+impl Doctor for FakeDoctor {
+    fn examine(&self) -> DoctorReport {
+        let check = Check {
+            code: "kvm".into(),
+            verdict: Verdict::Ok,
+            message: "/dev/kvm works".into(),
+            fix: String::new(),
+        };
+        DoctorReport { schema: SCHEMA, checks: vec![check] }
+    }
+}
+
+/// Says of everybody the same groups.
+struct SameFor(Vec<u32>);
+
+impl Accounts for SameFor {
+    fn groups_of(&self, _: u32, _: u32) -> Vec<u32> {
+        self.0.clone()
+    }
+
+    fn group(&self, name: &str) -> Option<u32> {
+        Some(if name == "lathe" { 70_050 } else { 70_051 })
+    }
+
+    fn user(&self, _: u32) -> Option<String> {
+        Some("tester".to_owned())
+    }
+}
+
+/// Who the tests are for the server.
+#[derive(Clone, Copy)]
+pub enum As {
+    Owner,
+    Member,
+    Viewer,
+    Stranger,
+}
+
+/// Rules under which whoever runs the tests, root too, is the one given.
+pub fn access(who: As) -> Access {
+    let groups = match who {
+        As::Member => vec![70_050],
+        As::Viewer => vec![70_051],
+        As::Owner | As::Stranger => Vec::new(),
+    };
+    let own = nix::unistd::Uid::effective().as_raw();
+    let owners = if matches!(who, As::Owner) { vec![own] } else { Vec::new() };
+    Access {
+        owners,
+        group: "lathe".into(),
+        view_group: "lathe-view".into(),
+        accounts: Box::new(SameFor(groups)),
+    }
+}

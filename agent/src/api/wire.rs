@@ -1,0 +1,568 @@
+//! What travels over the agent's Unix socket: JSON bodies of `/v1/…`, shared by `lathed` and `lathe`.
+//!
+//! Amounts are integers of the smallest unit: milliCPU, bytes, bit/s, I/O operations per second. Everything that answers carries
+//! `schema`; fields are only ever added. Requests refuse unknown fields. The OpenAPI document is generated from these types.
+//!
+//! | method and path | body → answer | who |
+//! |---|---|---|
+//! | `GET /v1/version` | → [`Version`] | view |
+//! | `GET /v1/host` | → [`HostView`] | view |
+//! | `GET /v1/machines` | → [`MachineList`] | view |
+//! | `POST /v1/machines[?plan=true]` | [`RunRequest`] → 201 [`MachineView`], or [`PlanView`] | change |
+//! | `GET /v1/machines/{name}` | → [`MachineView`] with its revision as `ETag` | view |
+//! | `PATCH /v1/machines/{name}[?plan=true]` | [`ResizeRequest`], `If-Match: REVISION` → 200 or 202 [`ResizeView`], or [`PlanView`] | change |
+//! | `POST /v1/machines/{name}/stop` | [`StopRequest`] → [`MachineView`] | change |
+//! | `POST /v1/machines/{name}/start` | → [`MachineView`] | change |
+//! | `DELETE /v1/machines/{name}?purge=bool&force=bool` | → [`Removed`] | change |
+//! | `GET /v1/machines/{name}/logs?lines=N&follow=bool` | → text/plain, the console | view |
+//! | `POST /v1/machines/{name}/exec` | `Connection: upgrade`, `Upgrade: lathe-guest`: then frames of the guest protocol, first an `Exec` request | change |
+//! | `POST /v1/machines/{name}/console` | `Upgrade: lathe-console`: then raw bytes both ways | change |
+//! | `GET /v1/images` | → [`ImageList`] | view |
+//! | `PUT /v1/images/{name}?format=raw\|tar` | bytes → [`ImageView`] | change |
+//! | `DELETE /v1/images/{name}` | → [`Removed`] | change |
+//! | `PUT /v1/uploads` | bytes → [`Upload`]; kept one hour unless a machine uses it | change |
+//! | `GET /v1/peers` | → [`PeerList`] | view |
+//! | `POST /v1/cluster/init`, `…/token`, `…/join` | [`ClusterInit`], [`TokenRequest`], [`JoinRequest`] → [`ClusterView`], [`TokenView`], [`ClusterView`] | change |
+//! | `GET /v1/doctor` | → [`DoctorReport`] | view |
+//! | `GET /v1/events` | → server-sent events of [`EventView`] | view |
+//! | `GET /v1/openapi.json`, `GET /metrics` | | view |
+//!
+//! Errors have status 4xx/5xx and [`ErrorBody`]. Status codes: 400 bad request, 403 not permitted, 404 no such thing, 409 conflict
+//! (name taken, revision, in use, wrong state), 422 more than the host has or the guest can, 500 our fault, 503 not ready.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Value of every `schema` field.
+pub const SCHEMA: u32 = 1;
+
+/// Who answers.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// Version of lathed.
+    pub version: String,
+}
+
+/// One resource of a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Amounts {
+    /// What was asked for last.
+    pub desired: u64,
+    /// What the books hold for it.
+    pub granted: u64,
+    /// What is in force now, read back.
+    pub actual: u64,
+    /// What it consumes now (CPU, network: over the last second or so).
+    pub used: u64,
+}
+
+/// One machine, as `lathe show --json` prints it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MachineView {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// Unique on the host.
+    pub name: String,
+    /// Where it is in its life.
+    pub state: MachineState,
+    /// Grows by one with every change of what is desired.
+    pub revision: u64,
+    /// milliCPU.
+    pub cpu: Amounts,
+    /// Bytes.
+    pub memory: Amounts,
+    /// bit/s each way; all zero for a machine without network; desired 0 with a network means unlimited.
+    pub net: Amounts,
+    /// I/O operations per second; 0 means unlimited.
+    pub iops: Amounts,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Addresses with prefix length.
+    pub addresses: Vec<String>,
+    /// `52:54:…`, empty without network.
+    pub mac: String,
+    /// What it was made from, for people: `image debian-12`, `built-in guest, kernel 6.1.0-37-amd64`.
+    pub source: String,
+    /// The guest agent answers.
+    pub guest_agent: bool,
+    /// `no`, `on-failure`, `always`.
+    pub restart: RestartPolicy,
+    /// Starts with the host.
+    pub autostart: bool,
+    /// systemd unit, empty when started without systemd.
+    pub unit: String,
+    /// Process id of the monitor while it lives.
+    pub pid: Option<u32>,
+    /// Seconds since it began to run.
+    pub uptime_sec: Option<u64>,
+    /// How often the guest has rebooted and how often the monitor was restarted.
+    pub restarts: u64,
+    /// In words, why it is in that state: `powered off by the guest`, `monitor killed by signal 9`, ….
+    pub reason: String,
+    /// Time in microseconds that its vCPUs were held back by their quota, cumulative.
+    pub cpu_throttled_usec: u64,
+    /// Cumulative CPU time, vCPUs and monitor, microseconds.
+    pub cpu_usage_usec: u64,
+    /// Cumulative bytes towards the guest.
+    pub net_rx_bytes: u64,
+    /// Cumulative bytes from the guest.
+    pub net_tx_bytes: u64,
+}
+
+/// A machine's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineState {
+    /// Accepted, its parts are being made.
+    Creating,
+    /// Its monitor is being started and told.
+    Starting,
+    /// Guest code runs.
+    Running,
+    /// Its vCPUs stand still.
+    Paused,
+    /// Asked to power off.
+    Stopping,
+    /// Not running; its disks and name are kept.
+    Stopped,
+    /// Ended other than asked; see `reason`.
+    Failed,
+    /// Being removed.
+    Removing,
+}
+
+/// All machines.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MachineList {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// By name.
+    pub machines: Vec<MachineView>,
+}
+
+/// What to do when a machine ends by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Nothing.
+    #[default]
+    No,
+    /// Start again unless the guest powered itself off.
+    OnFailure,
+    /// Start again whatever happened, unless `lathe stop` did it.
+    Always,
+}
+
+/// A new machine.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RunRequest {
+    /// 1..=28 of `a-z 0-9 -`, beginning with a letter, not ending with `-`.
+    pub name: String,
+    /// milliCPU, at least 50.
+    pub cpu_milli: u64,
+    /// vCPUs; otherwise as few as carry `cpu_milli`.
+    pub vcpus: Option<u32>,
+    /// Bytes, a multiple of 2 MiB, at least 64 MiB.
+    pub memory_bytes: u64,
+    /// bit/s each way; `None`: no limit.
+    pub net_bit_per_sec: Option<u64>,
+    /// `false`: no network card (`--net none`).
+    pub net: bool,
+    /// I/O operations per second; `None`: no limit.
+    pub iops: Option<u64>,
+    /// Boot an imported image (its disk is copied to a private one).
+    pub image: Option<String>,
+    /// Upload id of a kernel; otherwise the host's own.
+    pub kernel: Option<String>,
+    /// Upload id of an initrd; otherwise the built-in guest's (without image and disk), or none.
+    pub initrd: Option<String>,
+    /// Disks, in order.
+    #[serde(default)]
+    pub disks: Vec<DiskSource>,
+    /// Bytes; enlarges the private disk of the image.
+    pub disk_size_bytes: Option<u64>,
+    /// Kernel command line; otherwise one that suits.
+    pub cmdline: Option<String>,
+    /// What to do when it ends by itself.
+    #[serde(default)]
+    pub restart: RestartPolicy,
+    /// Start with the host.
+    #[serde(default)]
+    pub autostart: bool,
+}
+
+/// Where a disk comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum DiskSource {
+    /// An uploaded raw disk, which becomes the machine's private one.
+    Upload {
+        /// Upload id.
+        id: String,
+    },
+    /// A file or block device on the host that the configuration allows (`[disks] allowed = …`); used in place, locked.
+    Path {
+        /// Absolute.
+        path: String,
+        /// Refuse writes.
+        #[serde(default)]
+        read_only: bool,
+    },
+}
+
+/// A change of shape. What is absent stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeRequest {
+    /// milliCPU.
+    pub cpu_milli: Option<u64>,
+    /// Bytes.
+    pub memory_bytes: Option<u64>,
+    /// bit/s each way; 0: no limit.
+    pub net_bit_per_sec: Option<u64>,
+    /// I/O operations per second; 0: no limit.
+    pub iops: Option<u64>,
+}
+
+/// How a resize ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResizeOutcome {
+    /// It was so already.
+    Unchanged,
+    /// All of it is in force.
+    Applied,
+    /// Some of it is; `reason` says why.
+    Partial,
+    /// Nothing changed; `reason` says why.
+    Failed,
+}
+
+/// A resize that has ended, as `lathe resize --json` prints it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ResizeView {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// Operation id.
+    pub operation: String,
+    /// How it ended.
+    pub outcome: ResizeOutcome,
+    /// In words, for `partial` and `failed`.
+    pub reason: String,
+    /// From the decision to the last limit in force, microseconds.
+    pub took_usec: u64,
+    /// Machine name.
+    pub name: String,
+    /// Machine state.
+    pub state: MachineState,
+    /// Revision after.
+    pub revision: u64,
+    /// milliCPU.
+    pub cpu: Amounts,
+    /// Bytes.
+    pub memory: Amounts,
+    /// bit/s.
+    pub net: Amounts,
+    /// I/O operations per second.
+    pub iops: Amounts,
+}
+
+/// What would happen, step by step.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PlanView {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// Machine name.
+    pub name: String,
+    /// Present revision; 0 for a machine that does not exist yet.
+    pub revision: u64,
+    /// Nothing to do when empty.
+    pub steps: Vec<PlanStep>,
+    /// Books of the host afterwards.
+    pub host_after: HostResources,
+}
+
+/// One step of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PlanStep {
+    /// `cpu`, `memory`, `net`, `iops`, `disk`, `machine`.
+    pub resource: String,
+    /// In the resource's unit.
+    pub from: u64,
+    /// In the resource's unit.
+    pub to: u64,
+    /// In words, how.
+    pub how: String,
+}
+
+/// How to stop.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StopRequest {
+    /// Seconds that the guest gets after the power button, 0..=3600; then the power is cut.
+    pub timeout_sec: u32,
+    /// Cut the power at once.
+    pub force: bool,
+}
+
+/// Something is gone.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Removed {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// What.
+    pub name: String,
+    /// Where data was left, if any was.
+    pub kept: Option<String>,
+}
+
+/// One resource of a host. `free = capacity - reserved - granted`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostAmounts {
+    /// All there is.
+    pub capacity: u64,
+    /// Kept back for the host.
+    pub reserved: u64,
+    /// Given to machines.
+    pub granted: u64,
+    /// Consumed now.
+    pub used: u64,
+    /// Left to give.
+    pub free: u64,
+}
+
+/// The books of a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostResources {
+    /// milliCPU.
+    pub cpu: HostAmounts,
+    /// Bytes.
+    pub memory: HostAmounts,
+    /// Bytes under the state directory.
+    pub disk: HostAmounts,
+}
+
+/// A host, as `lathe host --json` prints it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct HostView {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// Host name.
+    pub name: String,
+    /// `healthy` or what is wrong in words.
+    pub state: String,
+    /// Grows with every change of the books.
+    pub revision: u64,
+    /// Version of lathed.
+    pub version: String,
+    /// Seconds since lathed started.
+    pub uptime_sec: u64,
+    /// The books.
+    #[serde(flatten)]
+    pub resources: HostResources,
+    /// How many machines there are, running or not.
+    pub machines: u64,
+    /// Peers alive, without this host.
+    pub peers_alive: u64,
+    /// `systemd` or `direct`.
+    pub launcher: String,
+    /// Share of time in which some task waited for CPU, 10 s, hundredths of a percent.
+    pub psi_cpu_centipercent: Option<u32>,
+    /// The same for memory.
+    pub psi_memory_centipercent: Option<u32>,
+    /// The same for I/O.
+    pub psi_io_centipercent: Option<u32>,
+}
+
+/// A peer, or this host itself.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PeerView {
+    /// Host name.
+    pub name: String,
+    /// `self`, `alive`, `suspect`, `dead`.
+    pub state: String,
+    /// `10.0.0.21:7946`.
+    pub address: String,
+    /// Advert's counter.
+    pub revision: u64,
+    /// Milliseconds since it was heard; `None` for this host.
+    pub heard_msec: Option<u64>,
+    /// Round trip in microseconds, if known.
+    pub rtt_usec: Option<u64>,
+    /// Version of its lathed.
+    pub version: String,
+    /// milliCPU.
+    pub cpu: HostAmounts,
+    /// Bytes.
+    pub memory: HostAmounts,
+}
+
+/// All peers, this host first.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PeerList {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// Name of the cluster, empty without one.
+    pub cluster: String,
+    /// This host first, then by name.
+    pub peers: Vec<PeerView>,
+}
+
+/// Makes a cluster of this host alone.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterInit {
+    /// Name of the cluster, like a machine's.
+    pub name: String,
+    /// `IP:PORT` that peers reach this host at; otherwise the default route's address and port 7946.
+    pub address: Option<String>,
+}
+
+/// Asks for a join token.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRequest {
+    /// Seconds that it is good for, 60..=604800.
+    pub ttl_sec: u64,
+}
+
+/// A join token; a secret.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct TokenView {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// To be given to `lathe cluster join`, once.
+    pub token: String,
+    /// Seconds that it is good for.
+    pub ttl_sec: u64,
+}
+
+/// Joins the cluster that made the token.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    /// From `lathe cluster token`.
+    pub token: String,
+    /// `IP:PORT` that peers reach this host at; otherwise the address that reaches the other host, port 7946.
+    pub address: Option<String>,
+}
+
+/// This host's cluster.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ClusterView {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// Name.
+    pub cluster: String,
+    /// This host's name in it.
+    pub node: String,
+    /// This host's address in it.
+    pub address: String,
+}
+
+/// An image.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImageView {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// Unique on the host.
+    pub name: String,
+    /// `raw` disk or root file system made of a `tar`.
+    pub format: String,
+    /// Bytes as the guest sees it.
+    pub size_bytes: u64,
+    /// Bytes really occupied.
+    pub occupied_bytes: u64,
+    /// SHA-256 of what was imported, hex.
+    pub sha256: String,
+}
+
+/// All images.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImageList {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// By name.
+    pub images: Vec<ImageView>,
+}
+
+/// An uploaded file.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Upload {
+    /// To be named in a [`RunRequest`].
+    pub id: String,
+    /// Bytes received.
+    pub size_bytes: u64,
+}
+
+/// What the host has and lacks.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DoctorReport {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// In the order in which things are needed.
+    pub checks: Vec<Check>,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Check {
+    /// Stable, kebab-case.
+    pub code: String,
+    /// What came of it.
+    pub verdict: Verdict,
+    /// One sentence.
+    pub message: String,
+    /// A command or a page that helps; empty when `ok`.
+    pub fix: String,
+}
+
+/// What came of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Works, but less well.
+    Warn,
+    /// Something does not work.
+    Fail,
+}
+
+/// Something happened.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct EventView {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// `machine-running`, `machine-stopped`, `machine-resized`, `peer-alive`, …
+    pub kind: String,
+    /// Machine or peer.
+    pub name: String,
+    /// One sentence.
+    pub message: String,
+}
+
+/// Every error's body.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// The error.
+    pub error: ErrorView,
+}
+
+/// An error as people and programs need it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorView {
+    /// Stable, kebab-case: `cpu-over-capacity`, `name-taken`, `no-such-machine`, …
+    pub code: String,
+    /// What, with both numbers and their units.
+    pub message: String,
+    /// Why or where; may be empty.
+    pub detail: String,
+    /// A command that can be pasted; may be empty.
+    pub fix: String,
+    /// Where to read more: `man lathe-errors`.
+    pub docs: String,
+}

@@ -1,0 +1,553 @@
+//! Every verb and option of `lathe`. Help, man page and completions are made from this one definition.
+
+use std::io;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use lathe_shard::{BitRate, Bytes, Change, Iops, MilliCpu};
+
+use crate::api::wire::RestartPolicy;
+use crate::problem::{Kind, Problem};
+
+/// Runs microVMs and changes their shape while they run.
+#[derive(Debug, Parser)]
+#[command(name = "lathe", version, propagate_version = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// Socket of lathed
+    #[arg(
+        long,
+        global = true,
+        env = "LATHE_SOCKET",
+        default_value = "/run/lathe/lathe.sock",
+        value_name = "PATH"
+    )]
+    pub socket: PathBuf,
+    /// Print JSON (stable: fields are only ever added)
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make a machine and start it
+    Run(Box<RunArgs>),
+    /// List machines
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    /// Show one machine: what is desired, granted, actual, used
+    Show {
+        /// Machine
+        name: String,
+    },
+    /// Change the shape of a machine while it runs
+    Resize(ResizeArgs),
+    /// Start a stopped machine
+    Start {
+        /// Machine
+        name: String,
+    },
+    /// Stop a machine: power button first, then the power
+    Stop(StopArgs),
+    /// Remove a machine; its data is kept unless --purge
+    Rm(RmArgs),
+    /// Run a command inside a machine
+    Exec(ExecArgs),
+    /// Attach to a machine's serial console (leave with Ctrl-])
+    Console {
+        /// Machine
+        name: String,
+    },
+    /// Print what a machine wrote to its console
+    Logs(LogsArgs),
+    /// Show this host: capacity, reserved, granted, used, free
+    Host,
+    /// Show peers and what they have to spare
+    Peers,
+    /// Check what this host has and lacks, with a fix for each
+    Doctor,
+    /// Follow what happens
+    Events,
+    /// Import, list and remove images
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Make or join a cluster of hosts
+    #[command(subcommand)]
+    Cluster(ClusterVerb),
+    /// Print completions for a shell
+    #[command(hide = true)]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the man page lathe(1)
+    #[command(hide = true)]
+    Man,
+}
+
+/// Shells with completions.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Shell {
+    /// bash
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
+}
+
+/// `NOW` or `NOW..AT-MOST`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds<T> {
+    /// Now.
+    pub now: T,
+    /// At most.
+    pub max: Option<T>,
+}
+
+fn bounds<T: std::str::FromStr<Err = lathe_shard::ParseAmountError> + PartialOrd + Copy>(
+    text: &str,
+) -> Result<Bounds<T>, String> {
+    let parse = |part: &str| part.parse::<T>().map_err(|error| error.to_string());
+    let (now, max) = match text.split_once("..") {
+        Some((now, max)) => (parse(now)?, Some(parse(max)?)),
+        None => (parse(text)?, None),
+    };
+    if max.is_some_and(|max| max < now) {
+        return Err(format!("in NOW..AT-MOST the second amount must not be the smaller one: {text}"));
+    }
+    Ok(Bounds { now, max })
+}
+
+/// Options of `lathe run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Name: 1 to 28 of a-z 0-9 -, beginning with a letter
+    pub name: String,
+    /// CPUs, fractional (0.37, 370m); with AT-MOST enough vCPUs are made to grow to it
+    #[arg(long, default_value = "1", value_name = "NOW[..AT-MOST]", value_parser = bounds::<MilliCpu>)]
+    pub cpu: Bounds<MilliCpu>,
+    /// vCPUs, when it shall be another number than --cpu needs
+    #[arg(long, value_name = "N")]
+    pub vcpus: Option<u32>,
+    /// Memory (512M, 1.5G)
+    #[arg(long, default_value = "512M", value_name = "BYTES")]
+    pub memory: Bytes,
+    /// Bandwidth each way (40mbit), or none for no network card
+    #[arg(long, value_name = "RATE|none", value_parser = net)]
+    pub net: Option<Net>,
+    /// I/O operations per second (300iops)
+    #[arg(long, value_name = "IOPS")]
+    pub iops: Option<Iops>,
+    /// Boot this imported image
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["kernel", "initrd", "disk"])]
+    pub image: Option<String>,
+    /// Kernel (bzImage or vmlinux); otherwise the host's own
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Raw disk: a file is copied, a block device or a file that the configuration allows is used in place with `in-place:PATH[,ro]`
+    #[arg(long, value_name = "FILE|in-place:PATH[,ro]")]
+    pub disk: Vec<String>,
+    /// Enlarge the private disk to this size
+    #[arg(long, value_name = "BYTES")]
+    pub disk_size: Option<Bytes>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
+    /// Start again when it ends by itself
+    #[arg(long, value_enum, default_value_t = Restart::No)]
+    pub restart: Restart,
+    /// Start with the host
+    #[arg(long)]
+    pub autostart: bool,
+    /// Show what would be done, change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// With --plan: exit with 11 when there is something to do
+    #[arg(long, requires = "plan")]
+    pub exit_code: bool,
+    /// Seconds to wait for the guest agent, 0 to 600 [default: 60 for the built-in guest, otherwise 0]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=600))]
+    pub wait: Option<u32>,
+}
+
+/// `--net`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Net {
+    /// No network card.
+    None,
+    /// This much each way.
+    Rate(BitRate),
+}
+
+fn net(text: &str) -> Result<Net, String> {
+    if text == "none" {
+        Ok(Net::None)
+    } else {
+        text.parse().map(Net::Rate).map_err(|error: lathe_shard::ParseAmountError| error.to_string())
+    }
+}
+
+/// `--restart`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Restart {
+    /// Never
+    No,
+    /// Unless the guest powered itself off
+    OnFailure,
+    /// Unless it was stopped with lathe stop
+    Always,
+}
+
+impl From<Restart> for RestartPolicy {
+    fn from(restart: Restart) -> Self {
+        match restart {
+            Restart::No => Self::No,
+            Restart::OnFailure => Self::OnFailure,
+            Restart::Always => Self::Always,
+        }
+    }
+}
+
+/// Options of `lathe list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Sort by this column, largest first
+    #[arg(long, value_enum, default_value_t = SortBy::Name)]
+    pub sort: SortBy,
+    /// Print names only
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Columns to sort by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SortBy {
+    /// name
+    #[value(name = "name")]
+    Name,
+    /// CPU granted
+    #[value(name = "cpu.granted")]
+    CpuGranted,
+    /// CPU used
+    #[value(name = "cpu.used")]
+    CpuUsed,
+    /// memory granted
+    #[value(name = "memory.granted")]
+    MemoryGranted,
+    /// memory used
+    #[value(name = "memory.used")]
+    MemoryUsed,
+}
+
+/// Options of `lathe resize`.
+#[derive(Debug, Args)]
+pub struct ResizeArgs {
+    /// Machine
+    pub name: String,
+    /// CPUs: 1.5, 370m, +10%, -0.5
+    #[arg(long, value_name = "CHANGE", allow_hyphen_values = true)]
+    pub cpu: Option<Change<MilliCpu>>,
+    /// Memory: 768M, +256M, -10%
+    #[arg(long, value_name = "CHANGE", allow_hyphen_values = true)]
+    pub memory: Option<Change<Bytes>>,
+    /// Bandwidth each way: 40mbit, +10%, or unlimited
+    #[arg(long, value_name = "CHANGE|unlimited", allow_hyphen_values = true, value_parser = limit::<BitRate>)]
+    pub net: Option<Limit<BitRate>>,
+    /// I/O operations per second: 300iops, +10%, or unlimited
+    #[arg(long, value_name = "CHANGE|unlimited", allow_hyphen_values = true, value_parser = limit::<Iops>)]
+    pub iops: Option<Limit<Iops>>,
+    /// Show what would be done, change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// With --plan: exit with 11 when there is something to do
+    #[arg(long, requires = "plan")]
+    pub exit_code: bool,
+    /// Only if the machine still has this revision
+    #[arg(long, value_name = "N")]
+    pub if_revision: Option<u64>,
+}
+
+/// A change of something that may be unlimited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit<T> {
+    /// No limit.
+    Unlimited,
+    /// A change.
+    Change(Change<T>),
+}
+
+fn limit<T: std::str::FromStr<Err = lathe_shard::ParseAmountError>>(text: &str) -> Result<Limit<T>, String> {
+    if text == "unlimited" {
+        return Ok(Limit::Unlimited);
+    }
+    text.parse().map(Limit::Change).map_err(|error: lathe_shard::ParseAmountError| error.to_string())
+}
+
+/// Options of `lathe stop`.
+#[derive(Debug, Args)]
+pub struct StopArgs {
+    /// Machine
+    pub name: String,
+    /// Seconds that the guest gets after the power button
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(0..=3600))]
+    pub timeout: u32,
+    /// Cut the power at once
+    #[arg(long)]
+    pub force: bool,
+    /// Show what would be done, change nothing
+    #[arg(long)]
+    pub plan: bool,
+}
+
+/// Options of `lathe rm`.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// Machine
+    pub name: String,
+    /// Delete its private disks too
+    #[arg(long)]
+    pub purge: bool,
+    /// Even when it runs: cut its power
+    #[arg(long)]
+    pub force: bool,
+    /// Show what would be done, change nothing
+    #[arg(long)]
+    pub plan: bool,
+}
+
+/// Options of `lathe exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Machine
+    pub name: String,
+    /// With a terminal [default: when standard input and output are terminals]
+    #[arg(short = 't', long)]
+    pub tty: bool,
+    /// Without a terminal
+    #[arg(short = 'T', long, conflicts_with = "tty")]
+    pub no_tty: bool,
+    /// Add to the environment
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Working directory
+    #[arg(long, value_name = "DIR")]
+    pub cwd: Option<String>,
+    /// Command and arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// Options of `lathe logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// Machine
+    pub name: String,
+    /// How many of the last lines
+    #[arg(short = 'n', long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub lines: u32,
+    /// Go on as more is written
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+/// Verbs of `lathe image`.
+#[derive(Debug, Subcommand)]
+pub enum ImageVerb {
+    /// Import a raw disk, or a root file system as tar
+    Import {
+        /// Name of the image
+        name: String,
+        /// File
+        file: PathBuf,
+        /// What the file is [default: by its ending]
+        #[arg(long, value_enum)]
+        format: Option<ImageFormat>,
+    },
+    /// List images
+    #[command(visible_alias = "ls")]
+    List,
+    /// Remove an image; machines made from it are not touched
+    Rm {
+        /// Name of the image
+        name: String,
+    },
+}
+
+/// What an image file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ImageFormat {
+    /// Raw disk
+    Raw,
+    /// Root file system
+    Tar,
+}
+
+/// Verbs of `lathe cluster`.
+#[derive(Debug, Subcommand)]
+pub enum ClusterVerb {
+    /// Make a cluster of this host alone
+    Init {
+        /// Name of the cluster
+        #[arg(default_value = "lathe")]
+        name: String,
+        /// IP:PORT that peers reach this host at
+        #[arg(long, value_name = "IP:PORT")]
+        address: Option<String>,
+    },
+    /// Print a token with which one host can join
+    Token {
+        /// Seconds that it is good for
+        #[arg(long, default_value_t = 3600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(60..=604_800))]
+        ttl: u64,
+    },
+    /// Join the cluster that printed the token
+    Join {
+        /// Token, or - to read it from standard input (arguments can be seen by other users)
+        token: String,
+        /// IP:PORT that peers reach this host at
+        #[arg(long, value_name = "IP:PORT")]
+        address: Option<String>,
+    },
+}
+
+/// Prints completions.
+pub fn completions(shell: Shell) {
+    let mut command = Cli::command();
+    let out = &mut io::stdout();
+    match shell {
+        Shell::Bash => clap_complete::generate(clap_complete::Shell::Bash, &mut command, "lathe", out),
+        Shell::Zsh => clap_complete::generate(clap_complete::Shell::Zsh, &mut command, "lathe", out),
+        Shell::Fish => clap_complete::generate(clap_complete::Shell::Fish, &mut command, "lathe", out),
+    }
+}
+
+/// Prints the man page.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn man() -> Result<(), Problem> {
+    let mut page = Vec::new();
+    man_page(&mut page).and_then(|()| io::Write::write_all(&mut io::stdout(), &page)).map_err(|error| {
+        Problem::new(Kind::Internal, "internal", format!("cannot write the man page: {error}"))
+    })
+}
+
+/// lathe(1), every verb with its options on one page.
+fn man_page(out: &mut Vec<u8>) -> io::Result<()> {
+    let mut command = Cli::command();
+    command.build();
+    let page = clap_mangen::Man::new(command.clone());
+    page.render_title(out)?;
+    page.render_name_section(out)?;
+    page.render_synopsis_section(out)?;
+    page.render_options_section(out)?;
+    out.extend_from_slice(b".SH VERBS\n");
+    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        man_verb(verb, "lathe", out);
+    }
+    out.extend_from_slice(MAN_END.as_bytes());
+    Ok(())
+}
+
+/// What stands below the verbs: the meaning of exit codes (see [`super::exit`]) and where to read on.
+const MAN_END: &str = ".SH EXIT STATUS
+0 done, 1 failed, 2 the command line makes no sense, 4 not permitted, 6 not configured, 7 lathed is not running, 8 no such thing, 9 a conflict \
+(name taken, other revision, in use), 10 accepted but not wholly in force yet, 11 \\-\\-plan \\-\\-exit\\-code found something to do. \\fBlathe exec\\fR ends with \
+the command's own exit status, or with 127 when there is no such command.
+.SH SEE ALSO
+\\fBlathed\\fR(8), \\fBlathe.toml\\fR(5), \\fBlathe\\-errors\\fR(7)
+";
+
+/// Text with what troff would take for its own made harmless.
+fn troff(text: &str) -> String {
+    text.replace('\\', "\\e").replace('-', "\\-").replace("\n.", "\n\\&.").replace("\n'", "\n\\&'")
+}
+
+fn man_verb(verb: &clap::Command, before: &str, out: &mut Vec<u8>) {
+    let name = format!("{before} {}", verb.get_name());
+    if verb.has_subcommands() {
+        for inner in verb.get_subcommands().filter(|inner| inner.get_name() != "help") {
+            man_verb(inner, &name, out);
+        }
+        return;
+    }
+    let shown: Vec<_> = verb
+        .get_arguments()
+        .filter(|arg| {
+            !arg.is_hide_set() && !arg.is_global_set() && arg.get_id() != "help" && arg.get_id() != "version"
+        })
+        .collect();
+    let mut synopsis = name;
+    if shown.iter().any(|arg| !arg.is_positional()) {
+        synopsis.push_str(" [OPTIONS]");
+    }
+    for arg in shown.iter().filter(|arg| arg.is_positional()) {
+        synopsis.push_str(&format!(" {arg}"));
+    }
+    let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+    out.extend_from_slice(format!(".SS {}\n{}.\n", troff(&synopsis), troff(&about)).as_bytes());
+    for arg in shown {
+        let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let default: Vec<_> =
+            arg.get_default_values().iter().map(|value| value.to_string_lossy().into_owned()).collect();
+        if !default.is_empty() && !default.contains(&"false".to_owned()) {
+            help.push_str(&format!(" [default: {}]", default.join(" ")));
+        }
+        out.extend_from_slice(
+            format!(".TP\n\\fB{}\\fR\n{}.\n", troff(&arg.to_string()), troff(&help)).as_bytes(),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_man_page_has_every_verb_and_option() {
+        let mut page = Vec::new();
+        man_page(&mut page).unwrap();
+        let page = String::from_utf8(page).unwrap();
+        for piece in [
+            "lathe run [OPTIONS]",
+            "\\-\\-if\\-revision",
+            "lathe image import",
+            "lathe cluster join",
+            "EXIT STATUS",
+        ] {
+            assert!(page.contains(piece), "{piece} is missing in:\n{page}");
+        }
+        assert!(!page.contains("completions"), "hidden verbs stay hidden");
+    }
+
+    #[test]
+    fn bounds_read_now_and_at_most() {
+        assert_eq!(
+            bounds::<MilliCpu>("0.5..4"),
+            Ok(Bounds { now: MilliCpu(500), max: Some(MilliCpu(4000)) })
+        );
+        assert_eq!(bounds::<MilliCpu>("370m"), Ok(Bounds { now: MilliCpu(370), max: None }));
+        assert!(bounds::<MilliCpu>("4..0.5").is_err());
+        assert!(bounds::<MilliCpu>("..").is_err());
+    }
+
+    #[test]
+    fn relative_changes_are_not_taken_for_options() {
+        let cli = Cli::try_parse_from(["lathe", "resize", "web", "--cpu", "-0.5", "--net", "+10%"]).unwrap();
+        let Verb::Resize(args) = cli.verb else { panic!("not a resize") };
+        assert_eq!(args.cpu, Some(Change::Down(MilliCpu(500))));
+        assert_eq!(args.net, Some(Limit::Change(Change::Percent { up: true, centipercent: 1000 })));
+    }
+}

@@ -1,0 +1,526 @@
+//! Verbs about machines: run, list, show, resize, start, stop, rm, logs.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use http_body_util::BodyExt;
+use hyper::Method;
+use lathe_shard::{BitRate, Bytes, Change, Iops, MEMORY_SHARD, MilliCpu, RATE_SHARD};
+
+use crate::api::wire::{
+    Amounts, DiskSource, MachineList, MachineState, MachineView, PlanView, Removed, ResizeOutcome,
+    ResizeRequest, ResizeView, RunRequest, StopRequest, Upload,
+};
+use crate::cli::args::{Limit, ListArgs, LogsArgs, Net, ResizeArgs, RmArgs, RunArgs, SortBy, StopArgs};
+use crate::cli::client::Client;
+use crate::cli::output::{self, Table, print, print_json, say};
+use crate::cli::{Verdict, exit};
+use crate::problem::{Kind, Problem};
+
+/// How often a condition is looked at while waiting.
+const POLL: Duration = Duration::from_millis(100);
+/// Seconds to wait for the built-in guest's agent unless told otherwise.
+const BUILT_IN_GUEST_WAIT_SEC: u32 = 60;
+
+fn machine_path(name: &str) -> Result<String, Problem> {
+    let fine = !name.is_empty()
+        && name.len() <= 64
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if fine {
+        return Ok(format!("/v1/machines/{name}"));
+    }
+    Err(Problem::new(Kind::BadRequest, "bad-name", format!("`{name}` cannot be the name of a machine"))
+        .detail("names have 1 to 28 of a-z 0-9 -, beginning with a letter"))
+}
+
+async fn upload(client: &Client, file: Option<&Path>) -> Result<Option<String>, Problem> {
+    let Some(file) = file else { return Ok(None) };
+    let upload: Upload = client.upload("/v1/uploads", file).await?;
+    Ok(Some(upload.id))
+}
+
+async fn disk(client: &Client, text: &str) -> Result<DiskSource, Problem> {
+    if let Some(path) = text.strip_prefix("in-place:") {
+        let (path, read_only) = path.strip_suffix(",ro").map_or((path, false), |path| (path, true));
+        return Ok(DiskSource::Path { path: path.to_owned(), read_only });
+    }
+    let upload: Upload = client.upload("/v1/uploads", Path::new(text)).await?;
+    Ok(DiskSource::Upload { id: upload.id })
+}
+
+/// What can be known to be wrong before anything is uploaded is refused here; the rest is lathed's to judge.
+async fn run_request(client: &Client, args: &RunArgs) -> Result<RunRequest, Problem> {
+    machine_path(&args.name)?;
+    let mut disks = Vec::new();
+    for text in &args.disk {
+        disks.push(disk(client, text).await?);
+    }
+    let for_max = args.cpu.max.map(|max| u32::try_from(max.0.div_ceil(1000)).unwrap_or(u32::MAX));
+    Ok(RunRequest {
+        name: args.name.clone(),
+        cpu_milli: args.cpu.now.0,
+        vcpus: args.vcpus.or(for_max),
+        memory_bytes: args.memory.0,
+        net_bit_per_sec: match args.net {
+            Some(Net::Rate(rate)) => Some(rate.0),
+            _ => None,
+        },
+        net: args.net != Some(Net::None),
+        iops: args.iops.map(|Iops(iops)| iops),
+        image: args.image.clone(),
+        kernel: upload(client, args.kernel.as_deref()).await?,
+        initrd: upload(client, args.initrd.as_deref()).await?,
+        disks,
+        disk_size_bytes: args.disk_size.map(|Bytes(bytes)| bytes),
+        cmdline: args.cmdline.clone(),
+        restart: args.restart.into(),
+        autostart: args.autostart,
+    })
+}
+
+/// `lathe run`.
+pub async fn run(client: &Client, json: bool, args: Box<RunArgs>) -> Verdict {
+    let begun = Instant::now();
+    let request = run_request(client, &args).await?;
+    if args.plan {
+        let plan: PlanView = client.send(Method::POST, "/v1/machines?plan=true", &request, None).await?;
+        return print_plan(&plan, json, args.exit_code);
+    }
+    let mut view: MachineView = client.send(Method::POST, "/v1/machines", &request, None).await?;
+    let built_in = request.image.is_none()
+        && request.kernel.is_none()
+        && request.initrd.is_none()
+        && request.disks.is_empty();
+    let wait = args.wait.unwrap_or(if built_in { BUILT_IN_GUEST_WAIT_SEC } else { 0 });
+    if !json {
+        print(&format!("{}  {}\n", view.name, view.source));
+        let unit = if view.unit.is_empty() {
+            format!("pid {}", view.pid.unwrap_or_default())
+        } else {
+            format!("unit {}", view.unit)
+        };
+        print(&format!("{}  {unit}   running after {} ms\n", view.name, begun.elapsed().as_millis()));
+    }
+    let deadline = begun + Duration::from_secs(u64::from(wait));
+    while wait > 0 && !view.guest_agent && view.state == MachineState::Running && Instant::now() < deadline {
+        tokio::time::sleep(POLL).await;
+        view = client.get(&machine_path(&args.name)?).await?;
+    }
+    let verdict = if wait > 0 && !view.guest_agent { exit::CONVERGING } else { exit::DONE };
+    if json {
+        print_json(&view)?;
+        return Ok(verdict);
+    }
+    if view.state != MachineState::Running {
+        return Err(Problem::new(
+            Kind::Internal,
+            "machine-ended",
+            format!("{} is {}: {}", view.name, output::state(view.state), view.reason),
+        )
+        .fix(format!("lathe logs {}", view.name)));
+    }
+    let ready = if view.guest_agent {
+        format!("READY in {}.{} s", begun.elapsed().as_secs(), begun.elapsed().subsec_millis() / 100)
+    } else if wait > 0 {
+        format!("its guest agent has not answered after {wait} s; see: lathe logs {}", view.name)
+    } else {
+        "no waiting for a guest agent".to_owned()
+    };
+    print(&format!(
+        "{}  {}{ready}\n",
+        view.name,
+        view.addresses.first().map(|a| format!("{a}   ")).unwrap_or_default()
+    ));
+    say(&format!(
+        "Run something inside: lathe exec {0} -- uname -a     Resize: lathe resize {0} --cpu {1}",
+        view.name,
+        MilliCpu(view.cpu.desired * 2)
+    ));
+    Ok(verdict)
+}
+
+/// `lathe list`.
+pub async fn list(client: &Client, json: bool, args: &ListArgs) -> Verdict {
+    let mut list: MachineList = client.get("/v1/machines").await?;
+    let key = |view: &MachineView| match args.sort {
+        SortBy::Name => 0,
+        SortBy::CpuGranted => view.cpu.granted,
+        SortBy::CpuUsed => view.cpu.used,
+        SortBy::MemoryGranted => view.memory.granted,
+        SortBy::MemoryUsed => view.memory.used,
+    };
+    list.machines.sort_by_key(|view| std::cmp::Reverse(key(view)));
+    if json {
+        print_json(&list)?;
+    } else if args.quiet {
+        print(&list.machines.iter().map(|view| format!("{}\n", view.name)).collect::<String>());
+    } else if list.machines.is_empty() {
+        say("No machines yet. Make one from this host's own kernel: lathe run demo");
+    } else {
+        print(&list_table(&list.machines));
+    }
+    Ok(exit::DONE)
+}
+
+fn list_table(machines: &[MachineView]) -> String {
+    let mut table = Table::new(&[
+        "NAME",
+        "STATE",
+        "CPU used/grant",
+        "MEMORY used/grant",
+        "NET",
+        "VCPUS",
+        "ADDRESS",
+        "UP",
+    ]);
+    for view in machines {
+        table.row(vec![
+            view.name.clone(),
+            output::state(view.state).to_owned(),
+            output::cpu_cell(&view.cpu),
+            output::memory_cell(&view.memory),
+            if view.mac.is_empty() { String::new() } else { output::rate(view.net.granted) },
+            view.vcpus.to_string(),
+            view.addresses.first().cloned().unwrap_or_default(),
+            view.uptime_sec.map(output::duration).unwrap_or_default(),
+        ]);
+    }
+    table.render()
+}
+
+/// `lathe show`.
+pub async fn show(client: &Client, json: bool, name: &str) -> Verdict {
+    let view: MachineView = client.get(&machine_path(name)?).await?;
+    if json {
+        print_json(&view)?;
+        return Ok(exit::DONE);
+    }
+    print(&show_text(&view));
+    Ok(exit::DONE)
+}
+
+fn show_text(view: &MachineView) -> String {
+    let reason = if view.reason.is_empty() { String::new() } else { format!("   {}", view.reason) };
+    let up = view.uptime_sec.map(|up| format!("   up {}", output::duration(up))).unwrap_or_default();
+    let mut text =
+        format!("{}   {}{reason}{up}   revision {}\n", view.name, output::state(view.state), view.revision);
+    let mut table = Table::new(&["", "desired", "granted", "actual", "used"]);
+    let mut row = |label: &str, amounts: &Amounts, show: &dyn Fn(u64) -> String| {
+        let cells = [amounts.desired, amounts.granted, amounts.actual].map(show);
+        table.row(
+            [
+                vec![label.to_owned()],
+                cells.to_vec(),
+                vec![if label == "iops" { amounts.used.to_string() } else { show(amounts.used) }],
+            ]
+            .concat(),
+        );
+    };
+    row("cpu", &view.cpu, &|milli| MilliCpu(milli).to_string());
+    row("memory", &view.memory, &|bytes| Bytes(bytes).to_string());
+    if !view.mac.is_empty() {
+        let used = view.net.used;
+        row("net", &view.net, &|bits| {
+            if bits == used && bits == 0 { BitRate(0).to_string() } else { output::rate(bits) }
+        });
+    }
+    if view.iops.desired > 0 {
+        row("iops", &view.iops, &|iops| iops.to_string());
+    }
+    text.push_str(&table.render().replacen('-', " ", 1));
+    text.push_str(&format!("source    {}\n", view.source));
+    text.push_str(&format!(
+        "vcpus     {}   held back {} in all\n",
+        view.vcpus,
+        output::took(view.cpu_throttled_usec)
+    ));
+    if !view.mac.is_empty() {
+        text.push_str(&format!("network   {}   mac {}\n", view.addresses.join(", "), view.mac));
+    }
+    let agent = if view.guest_agent { "answers" } else { "does not answer" };
+    let restart = format!("{:?}", view.restart).to_lowercase().replace("onfailure", "on-failure");
+    text.push_str(&format!(
+        "guest     agent {agent}   restart {restart}   autostart {}   restarts {}\n",
+        if view.autostart { "yes" } else { "no" },
+        view.restarts
+    ));
+    if let Some(pid) = view.pid {
+        text.push_str(&format!("monitor   pid {pid}   {}\n", view.unit));
+    }
+    text
+}
+
+/// `now` changed as asked, in smallest units.
+fn changed<T: Copy>(
+    what: &str,
+    change: Change<T>,
+    now: u64,
+    step: u64,
+    value: impl Fn(&T) -> u64,
+) -> Result<u64, Problem> {
+    change.apply(now, step, value).ok_or_else(|| {
+        Problem::new(
+            Kind::BadRequest,
+            "bad-amount",
+            format!("{what}: the change leads below zero or beyond what can be counted"),
+        )
+    })
+}
+
+fn resize_request(args: &ResizeArgs, now: &MachineView) -> Result<ResizeRequest, Problem> {
+    let net = |limit| match limit {
+        Limit::Unlimited => Ok(0),
+        Limit::Change(change) => {
+            changed("net", change, now.net.desired, RATE_SHARD.0, |rate: &BitRate| rate.0)
+        }
+    };
+    let iops = |limit| match limit {
+        Limit::Unlimited => Ok(0),
+        Limit::Change(change) => changed("iops", change, now.iops.desired, 1, |iops: &Iops| iops.0),
+    };
+    let request = ResizeRequest {
+        cpu_milli: args
+            .cpu
+            .map(|change| changed("cpu", change, now.cpu.desired, 1, |cpu: &MilliCpu| cpu.0))
+            .transpose()?,
+        memory_bytes: args
+            .memory
+            .map(|change| {
+                changed("memory", change, now.memory.desired, MEMORY_SHARD.0, |bytes: &Bytes| bytes.0)
+            })
+            .transpose()?,
+        net_bit_per_sec: args.net.map(net).transpose()?,
+        iops: args.iops.map(iops).transpose()?,
+    };
+    if request == ResizeRequest::default() {
+        return Err(Problem::new(
+            Kind::BadRequest,
+            "usage",
+            "nothing to change: none of --cpu --memory --net --iops is given",
+        )
+        .fix(format!("lathe resize {} --cpu +0.5", args.name)));
+    }
+    Ok(request)
+}
+
+/// `lathe resize`.
+pub async fn resize(client: &Client, json: bool, args: &ResizeArgs) -> Verdict {
+    let path = machine_path(&args.name)?;
+    let now: MachineView = client.get(&path).await?;
+    let request = resize_request(args, &now)?;
+    // A relative change holds only for the amounts that it was computed from.
+    let relative = [
+        args.cpu.is_some_and(|change| !matches!(change, Change::To(_))),
+        args.memory.is_some_and(|change| !matches!(change, Change::To(_))),
+    ];
+    let relative_limit = matches!(args.net, Some(Limit::Change(change)) if !matches!(change, Change::To(_)))
+        || matches!(args.iops, Some(Limit::Change(change)) if !matches!(change, Change::To(_)));
+    let if_match =
+        args.if_revision.or_else(|| (relative.contains(&true) || relative_limit).then_some(now.revision));
+    if args.plan {
+        let plan: PlanView =
+            client.send(Method::PATCH, &format!("{path}?plan=true"), &request, if_match).await?;
+        let verdict = print_plan(&plan, json, args.exit_code)?;
+        if !json && !plan.steps.is_empty() {
+            print(&format!("Apply exactly this: {}\n", apply_line(&args.name, &request, plan.revision)));
+        }
+        return Ok(verdict);
+    }
+    let view: ResizeView = client.send(Method::PATCH, &path, &request, if_match).await?;
+    if json {
+        print_json(&view)?;
+    } else {
+        print(&resize_text(&request, &now, &view));
+    }
+    Ok(match view.outcome {
+        ResizeOutcome::Unchanged | ResizeOutcome::Applied => exit::DONE,
+        ResizeOutcome::Partial => exit::CONVERGING,
+        ResizeOutcome::Failed => exit::FAILED,
+    })
+}
+
+fn apply_line(name: &str, request: &ResizeRequest, revision: u64) -> String {
+    let mut line = format!("lathe resize {name}");
+    if let Some(milli) = request.cpu_milli {
+        line.push_str(&format!(" --cpu {}", MilliCpu(milli)));
+    }
+    if let Some(bytes) = request.memory_bytes {
+        line.push_str(&format!(" --memory {bytes}"));
+    }
+    for (option, amount, unit) in [("net", request.net_bit_per_sec, "bit"), ("iops", request.iops, "iops")] {
+        match amount {
+            Some(0) => line.push_str(&format!(" --{option} unlimited")),
+            Some(amount) => line.push_str(&format!(" --{option} {amount}{unit}")),
+            None => {}
+        }
+    }
+    format!("{line} --if-revision {revision}")
+}
+
+fn resize_text(request: &ResizeRequest, before: &MachineView, after: &ResizeView) -> String {
+    let outcome = match after.outcome {
+        ResizeOutcome::Unchanged => "unchanged",
+        ResizeOutcome::Applied => "applied",
+        ResizeOutcome::Partial => "partial",
+        ResizeOutcome::Failed => "failed",
+    };
+    let mut text = format!(
+        "{}   {outcome} in {}   revision {}\n",
+        after.name,
+        output::took(after.took_usec),
+        after.revision
+    );
+    let mut line =
+        |label: &str, was: String, is: String| text.push_str(&format!("  {label:<8}{was} -> {is}\n"));
+    if request.cpu_milli.is_some() {
+        line("cpu", MilliCpu(before.cpu.actual).to_string(), MilliCpu(after.cpu.actual).to_string());
+    }
+    if request.memory_bytes.is_some() {
+        line("memory", Bytes(before.memory.actual).to_string(), Bytes(after.memory.actual).to_string());
+    }
+    if request.net_bit_per_sec.is_some() {
+        line("net", output::rate(before.net.actual), output::rate(after.net.actual));
+    }
+    if request.iops.is_some() {
+        line("iops", before.iops.actual.to_string(), after.iops.actual.to_string());
+    }
+    if !after.reason.is_empty() {
+        text.push_str(&format!("  why     {}\n", after.reason));
+    }
+    text
+}
+
+fn print_plan(plan: &PlanView, json: bool, exit_code: bool) -> Verdict {
+    if json {
+        print_json(plan)?;
+    } else if plan.steps.is_empty() {
+        print(&format!("{}   nothing to do   revision {}\n", plan.name, plan.revision));
+    } else {
+        print(&plan_text(plan));
+    }
+    Ok(if exit_code && !plan.steps.is_empty() { exit::CHANGES } else { exit::DONE })
+}
+
+fn plan_text(plan: &PlanView) -> String {
+    let mut text = format!("{}   revision {}\n", plan.name, plan.revision);
+    for step in &plan.steps {
+        let show = |amount: u64| match step.resource.as_str() {
+            "cpu" => MilliCpu(amount).to_string(),
+            "memory" | "disk" => Bytes(amount).to_string(),
+            "net" => output::rate(amount),
+            _ => amount.to_string(),
+        };
+        let amounts = if step.resource == "machine" {
+            String::new()
+        } else {
+            format!("{} -> {}", show(step.from), show(step.to))
+        };
+        text.push_str(&format!("  {:<8} {amounts:<22} {}\n", step.resource, step.how));
+    }
+    let after = &plan.host_after;
+    text.push_str(&format!(
+        "host after: cpu {} of {} granted, memory {} of {}\n",
+        MilliCpu(after.cpu.granted),
+        MilliCpu(after.cpu.capacity.saturating_sub(after.cpu.reserved)),
+        Bytes(after.memory.granted),
+        Bytes(after.memory.capacity.saturating_sub(after.memory.reserved))
+    ));
+    text
+}
+
+/// `lathe start`.
+pub async fn start(client: &Client, json: bool, name: &str) -> Verdict {
+    let view: MachineView = client
+        .send(Method::POST, &format!("{}/start", machine_path(name)?), &serde_json::json!({}), None)
+        .await?;
+    print_state(&view, json)
+}
+
+fn print_state(view: &MachineView, json: bool) -> Verdict {
+    if json {
+        print_json(view)?;
+    } else {
+        let reason = if view.reason.is_empty() { String::new() } else { format!("   {}", view.reason) };
+        print(&format!("{}   {}{reason}\n", view.name, output::state(view.state)));
+    }
+    Ok(exit::DONE)
+}
+
+/// `lathe stop`.
+pub async fn stop(client: &Client, json: bool, args: &StopArgs) -> Verdict {
+    let path = machine_path(&args.name)?;
+    if args.plan {
+        let view: MachineView = client.get(&path).await?;
+        let how = match view.state {
+            MachineState::Stopped | MachineState::Failed => "nothing to do".to_owned(),
+            _ if args.force => "cut the power at once".to_owned(),
+            _ => format!("press the power button, wait up to {} s, then cut the power", args.timeout),
+        };
+        print(&format!("{}   {how}\n", view.name));
+        return Ok(exit::DONE);
+    }
+    let request = StopRequest { timeout_sec: args.timeout, force: args.force };
+    let view: MachineView = client.send(Method::POST, &format!("{path}/stop"), &request, None).await?;
+    print_state(&view, json)
+}
+
+/// `lathe rm`.
+pub async fn remove(client: &Client, json: bool, args: &RmArgs) -> Verdict {
+    let path = machine_path(&args.name)?;
+    if args.plan {
+        let view: MachineView = client.get(&path).await?;
+        let data = if args.purge { "delete its private disks" } else { "keep its private disks' data" };
+        let power = if view.state == MachineState::Running {
+            if args.force { "cut its power, " } else { "refuse, because it runs (--force); else " }
+        } else {
+            ""
+        };
+        print(&format!("{}   {power}remove it from the books, give back its addresses, {data}\n", view.name));
+        return Ok(exit::DONE);
+    }
+    let removed: Removed =
+        client.delete(&format!("{path}?purge={}&force={}", args.purge, args.force)).await?;
+    if json {
+        print_json(&removed)?;
+    } else {
+        let kept = removed.kept.map(|kept| format!("   data kept in {kept}")).unwrap_or_default();
+        print(&format!("{}   removed{kept}\n", removed.name));
+    }
+    Ok(exit::DONE)
+}
+
+/// `lathe logs`.
+pub async fn logs(client: &Client, args: &LogsArgs) -> Verdict {
+    let path = format!("{}/logs?lines={}&follow={}", machine_path(&args.name)?, args.lines, args.follow);
+    let mut body = client.stream(&path).await?;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Problem::internal("the log broke off", error))?;
+        if let Some(data) = frame.data_ref() {
+            print(&String::from_utf8_lossy(data));
+        }
+    }
+    Ok(exit::DONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_would_change_the_path_are_refused() {
+        assert!(machine_path("web-1").is_ok());
+        for name in ["", "a/b", "..%2f", "a?b", "a b"] {
+            assert!(machine_path(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_line_to_apply_a_plan_can_be_pasted() {
+        let request =
+            ResizeRequest { cpu_milli: Some(1500), net_bit_per_sec: Some(0), ..ResizeRequest::default() };
+        assert_eq!(
+            apply_line("demo", &request, 7),
+            "lathe resize demo --cpu 1.50 --net unlimited --if-revision 7"
+        );
+    }
+}

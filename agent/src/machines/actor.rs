@@ -1,0 +1,576 @@
+//! One task per machine: takes what happens, asks [`life::decide`], stores the answer, then does it.
+//!
+//! It is the only writer of its machine's record. A state is stored before its effects begin; an effect's result is the next event.
+//! Asks from outside wait while an effect runs, except that stopping never blocks: the guest's time is a timer.
+
+mod adopt;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lathe_guest::protocol::{self as guest_protocol, ShutdownMode};
+use lathe_vmm::control::wire::{Command, Event as MonitorEvent, ExitReason};
+use tokio::io::AsyncReadExt;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::core::{Core, Entry, Usage};
+use super::launch::{self, Live};
+use super::life::{self, Decision, Effect, End, EndKind, Event, Life, Refused, Rules};
+use super::{files, guest, resize};
+use crate::api::wire::{ResizeRequest, ResizeView};
+use crate::monitor::Notice;
+use crate::network::PortState;
+use crate::problem::{Kind, Problem};
+use crate::store::Change;
+
+/// Asks waiting for one machine.
+pub const ASK_QUEUE: usize = 32;
+/// How long a start may take in all, image copies aside.
+const LAUNCH_TIMEOUT: Duration = Duration::from_secs(120);
+/// How often clearing up is tried before the machine goes on without.
+const CLEAR_ATTEMPTS: u32 = 5;
+/// Between two attempts.
+const CLEAR_PAUSE: Duration = Duration::from_secs(1);
+/// A machine that ran this long has no restarts in a row.
+const PEACE: Duration = Duration::from_secs(60);
+/// How long the guest agent may take to accept a shutdown before the power button is pressed instead.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What somebody wants of a machine.
+pub enum Ask {
+    /// An event from outside; answered when it was decided, not when it is done.
+    Event(Event, oneshot::Sender<Result<(), Problem>>),
+    /// A change of shape, with the revision it is based on; answered when it has ended.
+    Resize(ResizeRequest, Option<u64>, oneshot::Sender<Result<ResizeView, Problem>>),
+    /// Goes on after a restart of lathed; answered when it is decided how.
+    Resume {
+        /// The host has booted since.
+        reboot: bool,
+        /// Told when decided.
+        decided: oneshot::Sender<()>,
+    },
+    /// The guest agent was found or lost.
+    GuestAgent(bool),
+}
+
+/// Whether a state that cannot be stored may be entered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Storing {
+    /// Somebody asked: no promise without a record.
+    Must,
+    /// It has happened, whatever the store says; after a restart the kernel tells.
+    Should,
+}
+
+pub(super) struct Actor {
+    pub(super) core: Arc<Core>,
+    pub(super) entry: Arc<Entry>,
+    live: Option<Live>,
+    notices: Option<mpsc::Receiver<Notice>>,
+    exit: Option<ExitReason>,
+    /// It has been told to end at once; if it does not, it is killed.
+    told_to_quit: bool,
+    timer: Option<Instant>,
+    guest: Option<AbortHandle>,
+    since: Instant,
+    attempts: u32,
+}
+
+impl Actor {
+    /// Starts the machine's task, which begins with `first`.
+    pub(super) fn spawn(core: Arc<Core>, entry: Arc<Entry>, asks: mpsc::Receiver<Ask>, first: Vec<Effect>) {
+        let actor = Self {
+            core,
+            entry,
+            live: None,
+            notices: None,
+            exit: None,
+            told_to_quit: false,
+            timer: None,
+            guest: None,
+            since: Instant::now(),
+            attempts: 0,
+        };
+        tokio::spawn(actor.run(asks, first));
+    }
+
+    fn life(&self) -> Life {
+        self.entry.with(|shared| shared.record.life.clone())
+    }
+
+    async fn run(mut self, mut asks: mpsc::Receiver<Ask>, first: Vec<Effect>) {
+        self.carry_out(first).await;
+        while self.life() != Life::Gone {
+            let deadline = self.timer.unwrap_or_else(far_away);
+            tokio::select! {
+                ask = asks.recv() => match ask {
+                    Some(ask) => self.take(ask).await,
+                    None => break,
+                },
+                notice = next(&mut self.notices) => self.notice(notice).await,
+                () = sleep_until(deadline), if self.timer.is_some() => {
+                    self.timer = None;
+                    self.happen(Event::TimeIsUp).await;
+                }
+            }
+        }
+        self.let_go();
+    }
+
+    async fn take(&mut self, ask: Ask) {
+        match ask {
+            Ask::Event(event, reply) => {
+                let (decision, answer) = match self.decide(event) {
+                    Ok(decision) => (Some(decision), Ok(())),
+                    Err(problem) => (None, Err(problem)),
+                };
+                // Stored before it is acknowledged, acknowledged before it is done.
+                let stored = match &decision {
+                    Some(decision) => self.enter(decision.life.clone(), Storing::Must).await,
+                    None => answer,
+                };
+                let go_on = stored.is_ok();
+                // Whoever asked may have gone.
+                let _ = reply.send(stored);
+                if let (Some(decision), true) = (decision, go_on) {
+                    self.carry_out(decision.effects).await;
+                }
+            }
+            Ask::Resize(request, revision, reply) => {
+                let _ = reply.send(resize::resize(self, &request, revision).await);
+            }
+            Ask::Resume { reboot, decided } => self.resume(reboot, decided).await,
+            Ask::GuestAgent(there) => self.entry.with(|shared| shared.guest_agent = there),
+        }
+    }
+
+    fn rules(&self) -> Rules {
+        let restart = self.entry.with(|shared| shared.record.restart);
+        Rules { restart, attempts: self.attempts }
+    }
+
+    /// Decides on something asked for; a start needs room in the books first.
+    fn decide(&self, event: Event) -> Result<Decision, Problem> {
+        let name = &self.entry.name;
+        let life = self.life();
+        let decision =
+            life::decide(&life, event, self.rules()).map_err(|refused| refusal(name, refused, &life))?;
+        if decision.life.holds_shards() && !life.holds_shards() {
+            if self.core.is_closing() && matches!(decision.life, Life::Starting { .. }) {
+                return Err(Problem::new(Kind::Unavailable, "closing", "the host is going down"));
+            }
+            if matches!(decision.life, Life::Starting { .. }) {
+                let mut record = self.entry.with(|shared| shared.record.clone());
+                record.life = decision.life.clone();
+                self.core.with_books(|books| books.set(name, record.held()))?;
+            }
+        }
+        Ok(decision)
+    }
+
+    /// Something happened by itself: decide, store, do.
+    async fn happen(&mut self, event: Event) {
+        match life::decide(&self.life(), event, self.rules()) {
+            Ok(decision) => {
+                let _ = self.enter(decision.life, Storing::Should).await;
+                self.carry_out(decision.effects).await;
+            }
+            Err(refused) => tracing::debug!(machine = self.entry.name, ?refused, "an event came too late"),
+        }
+    }
+
+    /// Makes `life` the machine's state, durably, and corrects the books.
+    async fn enter(&mut self, life: Life, storing: Storing) -> Result<(), Problem> {
+        let mut record = self.entry.with(|shared| shared.record.clone());
+        if record.life == life {
+            return Ok(());
+        }
+        record.life = life.clone();
+        if life == Life::Gone {
+            self.core.with_books(|books| books.enter(&record.name, lathe_shard::Shape::default()));
+        } else {
+            if matches!(life, Life::Waiting { .. }) {
+                record.restarts += 1;
+                self.attempts += 1;
+            }
+            if life == Life::Running {
+                self.since = Instant::now();
+            }
+            if !life.holds_shards() {
+                record.booted = None;
+            }
+            let stored = self.core.store.apply(Change::Put(Box::new(record.clone()))).await;
+            if let Err(problem) = &stored {
+                tracing::error!(machine = record.name, %problem, "cannot store a machine's state");
+            }
+            if storing == Storing::Must {
+                stored?;
+            }
+            self.core.with_books(|books| books.enter(&record.name, record.held()));
+        }
+        self.entry.with(|shared| shared.record = record);
+        self.announce(&life);
+        self.entry.life.send_replace(life);
+        Ok(())
+    }
+
+    fn announce(&self, life: &Life) {
+        let name = &self.entry.name;
+        let (kind, message) = match life {
+            Life::Running => ("machine-running", format!("{name} runs")),
+            Life::Stopped { reason } => ("machine-stopped", format!("{name} is off: {reason}")),
+            Life::Failed { reason } => ("machine-failed", format!("{name} failed: {reason}")),
+            Life::Waiting { end } => {
+                ("machine-restarting", format!("{name} will be started again: {}", end.reason))
+            }
+            Life::Gone => ("machine-removed", format!("{name} is removed")),
+            _ => return,
+        };
+        self.core.tell(kind, name, message);
+    }
+
+    /// Carries effects out, and what follows from them.
+    async fn carry_out(&mut self, effects: Vec<Effect>) {
+        let mut queue = VecDeque::from(effects);
+        while let Some(effect) = queue.pop_front() {
+            let Some(event) = self.effect(effect).await else { continue };
+            match life::decide(&self.life(), event, self.rules()) {
+                Ok(decision) => {
+                    let _ = self.enter(decision.life, Storing::Should).await;
+                    queue.extend(decision.effects);
+                }
+                Err(refused) => {
+                    tracing::debug!(machine = self.entry.name, ?refused, "an effect came too late")
+                }
+            }
+        }
+    }
+
+    async fn effect(&mut self, effect: Effect) -> Option<Event> {
+        match effect {
+            Effect::Prepare => Some(self.prepare().await),
+            Effect::Launch => Some(self.launch().await),
+            Effect::Watch => {
+                self.watch_guest();
+                None
+            }
+            Effect::PressPower => {
+                self.press_power().await;
+                None
+            }
+            Effect::CutPower => self.cut_power().await,
+            Effect::Clear => {
+                self.clear().await;
+                Some(Event::Cleared)
+            }
+            Effect::Erase => Some(self.erase().await),
+            Effect::Timer(after) => {
+                self.timer = Some(Instant::now() + after);
+                None
+            }
+            Effect::NoTimer => {
+                self.timer = None;
+                None
+            }
+        }
+    }
+
+    async fn prepare(&self) -> Event {
+        let record = self.entry.with(|shared| shared.record.clone());
+        let config = self.core.config.clone();
+        let prepared = tokio::task::spawn_blocking(move || files::prepare(&config, &record)).await;
+        match prepared.unwrap_or_else(|cause| Err(Problem::internal("preparing a machine", cause))) {
+            Ok(()) => Event::Prepared,
+            Err(problem) => {
+                self.fail(problem);
+                Event::PrepareFailed
+            }
+        }
+    }
+
+    fn fail(&self, problem: Problem) -> String {
+        tracing::warn!(machine = self.entry.name, "{} cannot be started: {problem}", self.entry.name);
+        let reason = problem.message.clone();
+        self.entry.with(|shared| shared.problem = Some(problem));
+        reason
+    }
+
+    async fn launch(&mut self) -> Event {
+        self.exit = None;
+        self.told_to_quit = false;
+        let record = self.entry.with(|shared| shared.record.clone());
+        let first = matches!(record.life, Life::Starting { first: true });
+        let launching = launch::launch(&self.core, &record, &self.entry.console);
+        let launched = timeout(LAUNCH_TIMEOUT, launching).await.unwrap_or_else(|_| {
+            let message = format!("{} did not start within {} s", record.name, LAUNCH_TIMEOUT.as_secs());
+            Err(Problem::new(Kind::Internal, "launch-failed", message))
+        });
+        match launched {
+            Ok(started) => {
+                self.entry.with(|shared| {
+                    shared.record.booted = Some(started.booted);
+                    shared.problem = None;
+                    shared.usage = Usage::default();
+                    shared.reboots = 0;
+                });
+                self.connect(started.live, started.notices).await;
+                if first {
+                    files::forget_uploads(&self.core.config, &record);
+                }
+                Event::Launched
+            }
+            Err(problem) => Event::LaunchFailed(self.fail(problem)),
+        }
+    }
+
+    /// Takes a monitor over and reads back what is in force.
+    async fn connect(&mut self, live: Live, notices: mpsc::Receiver<Notice>) {
+        let quota = live.launched.tree.as_ref().and_then(|tree| tree.cpu().ok()).and_then(|cpu| cpu.vcpu.max);
+        let port = self.read_port().await;
+        self.entry.with(|shared| {
+            shared.launched = Some(live.launched.clone());
+            shared.quota_milli = quota.map(|quota| quota.0);
+            shared.port = port;
+        });
+        self.live = Some(live);
+        self.notices = Some(notices);
+    }
+
+    async fn read_port(&self) -> PortState {
+        let tap = self.entry.with(|shared| shared.record.net.as_ref().map(|net| net.tap.clone()));
+        match (&self.core.ports, tap) {
+            (Some(ports), Some(tap)) => ports.read(&tap).await.unwrap_or_default(),
+            _ => PortState::default(),
+        }
+    }
+
+    /// Lets go of everything that belongs to the present monitor.
+    fn let_go(&mut self) {
+        if let Some(guest) = self.guest.take() {
+            guest.abort();
+        }
+        self.live = None;
+        self.notices = None;
+        self.entry.console.detach();
+        self.entry.with(|shared| {
+            shared.launched = None;
+            shared.guest_agent = false;
+            shared.quota_milli = None;
+            shared.port = PortState::default();
+            shared.usage = Usage::default();
+        });
+    }
+
+    async fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Event(MonitorEvent::Ended(reason)) => self.exit = Some(reason),
+            Notice::Event(MonitorEvent::Rebooted {}) => {
+                self.entry.with(|shared| {
+                    shared.reboots += 1;
+                    shared.guest_agent = false;
+                });
+                self.core.tell("machine-rebooted", &self.entry.name, format!("{} reboots", self.entry.name));
+                self.watch_guest();
+            }
+            Notice::Event(MonitorEvent::DeviceNeedsReset { device, reason }) => {
+                let message = format!("{device} of {} stands still: {reason}", self.entry.name);
+                self.core.tell("machine-device", &self.entry.name, message);
+            }
+            Notice::Event(MonitorEvent::Phase(_)) => {}
+            Notice::Gone => {
+                let end = self.how_it_ended().await;
+                if self.since.elapsed() > PEACE {
+                    self.attempts = 0;
+                }
+                self.let_go();
+                self.happen(Event::MonitorEnded(end)).await;
+            }
+        }
+    }
+
+    async fn how_it_ended(&mut self) -> End {
+        match self.exit.take() {
+            Some(exit) => end_of(exit),
+            None => self.core.launcher.how_it_ended(&self.entry.name).await,
+        }
+    }
+
+    async fn press_power(&self) {
+        let socket = self.core.config.socket_dir(&self.entry.name).join("vsock.sock");
+        let asked = async {
+            let mut stream = guest::connect(&socket).await?;
+            let request = guest_protocol::Request::Shutdown { mode: ShutdownMode::PowerOff };
+            guest::tell(&mut stream, &request).await
+        };
+        if self.entry.with(|shared| shared.guest_agent)
+            && let Ok(Ok(())) = timeout(SHUTDOWN_TIMEOUT, asked).await
+        {
+            return;
+        }
+        if let Some(live) = &self.live
+            && let Err(problem) = live.monitor.tell(Command::PowerButton {}).await
+        {
+            tracing::warn!(machine = self.entry.name, %problem, "cannot press the power button");
+        }
+    }
+
+    async fn cut_power(&mut self) -> Option<Event> {
+        let told = match &self.live {
+            Some(live) if !self.told_to_quit => live.monitor.tell(Command::Quit {}).await.is_ok(),
+            _ => false,
+        };
+        self.told_to_quit = told;
+        if told {
+            // Its end comes as a notice.
+            return None;
+        }
+        if let Err(problem) = self.core.launcher.end(&self.entry.name).await {
+            tracing::error!(machine = self.entry.name, %problem, "cannot end a monitor");
+            return None;
+        }
+        self.let_go();
+        Some(Event::MonitorEnded(End { kind: EndKind::Asked, reason: "power cut on request".to_owned() }))
+    }
+
+    /// Removes monitor, tap and socket, whatever there is.
+    async fn clear(&mut self) {
+        self.let_go();
+        for attempt in 1..=CLEAR_ATTEMPTS {
+            match self.try_clear().await {
+                Ok(()) => return,
+                Err(problem) => {
+                    tracing::error!(machine = self.entry.name, attempt, %problem, "cannot clear up after a machine");
+                }
+            }
+            tokio::time::sleep(CLEAR_PAUSE).await;
+        }
+    }
+
+    async fn try_clear(&self) -> Result<(), Problem> {
+        let name = &self.entry.name;
+        // While the host goes down systemd stops units only after lathed has ended: waiting for one here would wait for ourselves.
+        if !self.core.is_closing() {
+            self.core.launcher.end(name).await?;
+        }
+        let tap = self.entry.with(|shared| shared.record.net.as_ref().map(|net| net.tap.clone()));
+        if let (Some(ports), Some(tap)) = (&self.core.ports, tap) {
+            ports.remove(&tap).await?;
+        }
+        files::remove_folder(&self.core.config.socket_dir(name))
+    }
+
+    async fn erase(&self) -> Event {
+        let record = self.entry.with(|shared| shared.record.clone());
+        let purge = matches!(record.life, Life::Removing { purge: true });
+        let config = self.core.config.clone();
+        let name = record.name.clone();
+        let now = super::core::unix_sec();
+        let erased = tokio::task::spawn_blocking(move || files::erase(&config, &record, purge, now)).await;
+        let erased = erased.unwrap_or_else(|cause| Err(Problem::internal("removing a machine", cause)));
+        let deleted = match erased {
+            Ok(kept) => {
+                self.entry.with(|shared| shared.kept = kept);
+                self.core.store.apply(Change::Delete(name.clone())).await
+            }
+            Err(problem) => Err(problem),
+        };
+        match deleted {
+            Ok(()) => {
+                self.core.forget(&name);
+                Event::Erased
+            }
+            Err(problem) => {
+                tracing::error!(machine = name, %problem, "cannot remove a machine");
+                Event::EraseFailed
+            }
+        }
+    }
+
+    /// Looks for the guest agent until it answers, configures its network, and notices when it is gone.
+    fn watch_guest(&mut self) {
+        if let Some(earlier) = self.guest.take() {
+            earlier.abort();
+        }
+        let socket = self.core.config.socket_dir(&self.entry.name).join("vsock.sock");
+        let request = super::view::guest_network(&self.core, &self.entry);
+        let asks = self.entry.asks.clone();
+        let name = self.entry.name.clone();
+        let task = tokio::spawn(async move {
+            let mut pause = guest::FIRST_PAUSE;
+            loop {
+                if let Ok(mut stream) = guest::connect(&socket).await
+                    && guest::hello(&mut stream).await.is_ok()
+                {
+                    pause = guest::FIRST_PAUSE;
+                    if let Err(cause) = guest::tell(&mut stream, &request).await {
+                        tracing::warn!(machine = name, %cause, "the guest's network is not configured");
+                    }
+                    if asks.send(Ask::GuestAgent(true)).await.is_err() {
+                        return;
+                    }
+                    // Nothing more is said here, so this ends when the guest agent does, or breaks the rules.
+                    let _ = stream.read_u8().await;
+                    if asks.send(Ask::GuestAgent(false)).await.is_err() {
+                        return;
+                    }
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(guest::LONGEST_PAUSE);
+            }
+        });
+        self.guest = Some(task.abort_handle());
+    }
+
+    /// The monitor, while there is one.
+    pub(super) fn live(&self) -> Option<&Live> {
+        self.live.as_ref()
+    }
+}
+
+/// How a monitor that could still say so has ended.
+fn end_of(exit: ExitReason) -> End {
+    let end = |kind, reason: &str| End { kind, reason: reason.to_owned() };
+    match exit {
+        ExitReason::PowerOff => end(EndKind::PowerOff, "powered off by the guest"),
+        ExitReason::Reboot => end(EndKind::PowerOff, "the guest asked for a reset"),
+        ExitReason::Quit => end(EndKind::Asked, "its monitor was told to end"),
+        ExitReason::Crash { message } => end(EndKind::Failure, &format!("the guest crashed: {message}")),
+    }
+}
+
+/// A time that never comes: `select!` needs a deadline even when none counts.
+fn far_away() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
+}
+
+async fn next(notices: &mut Option<mpsc::Receiver<Notice>>) -> Notice {
+    match notices {
+        // A reader that ended without a word is an end as well.
+        Some(receiver) => receiver.recv().await.unwrap_or(Notice::Gone),
+        None => std::future::pending().await,
+    }
+}
+
+fn refusal(name: &str, refused: Refused, life: &Life) -> Problem {
+    match refused {
+        Refused::Running => Problem::new(Kind::Conflict, "machine-running", format!("{name} is running"))
+            .fix(format!("lathe stop {name}        or: lathe rm --force {name}")),
+        Refused::Busy => {
+            let message = format!("{name} is {} at the moment", state_word(life));
+            Problem::new(Kind::Conflict, "machine-busy", message).fix("try again in a moment")
+        }
+    }
+}
+
+fn state_word(life: &Life) -> &'static str {
+    match life {
+        Life::Creating => "being made",
+        Life::Starting { .. } | Life::Waiting { .. } => "starting",
+        Life::Stopping | Life::Clearing { .. } => "stopping",
+        Life::Removing { .. } | Life::Gone => "being removed",
+        _ => "busy",
+    }
+}

@@ -1,0 +1,298 @@
+//! What all machines of a host share: configuration, books, store, launcher, network, and the list of machines.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lathe_shard::Shape;
+use tokio::sync::{broadcast, mpsc, watch};
+
+use super::actor::Ask;
+use super::config::CoreConfig;
+use super::console::Console;
+use super::life::Life;
+use super::record::{Disk, Record};
+use super::spec;
+use crate::api::wire::{EventView, HostResources, SCHEMA};
+use crate::host::Probe;
+use crate::host::books::Books;
+use crate::launcher::{Launched, Launcher};
+use crate::network::{PortState, Ports};
+use crate::problem::{Kind, Problem};
+use crate::store::Store;
+
+/// Events that a slow listener may lag behind.
+const EVENT_QUEUE: usize = 256;
+
+/// Shared by all machines of this host.
+pub struct Core {
+    pub(super) config: CoreConfig,
+    pub(super) launcher: Box<dyn Launcher>,
+    pub(super) ports: Option<Box<dyn Ports>>,
+    pub(super) store: Store,
+    pub(super) probe: Probe,
+    pub(super) boot_id: String,
+    pub(super) kernel_release: String,
+    /// Held while the built-in guest is being made.
+    pub(super) building: tokio::sync::Mutex<()>,
+    /// Held while a new machine is being admitted.
+    pub(super) admission: tokio::sync::Mutex<()>,
+    /// The host is going down: nothing is started any more.
+    pub(super) closing: AtomicBool,
+    pub(super) kvm: PathBuf,
+    pub(super) started: Instant,
+    books: Mutex<Books>,
+    machines: Mutex<BTreeMap<String, Arc<Entry>>>,
+    events: broadcast::Sender<EventView>,
+    pub(super) shape: watch::Sender<HostResources>,
+    pub(super) heartbeat: watch::Sender<Instant>,
+    used: Mutex<Shape>,
+}
+
+/// What [`Core::new`] is made of.
+pub(super) struct Parts {
+    pub config: CoreConfig,
+    pub launcher: Box<dyn Launcher>,
+    pub ports: Option<Box<dyn Ports>>,
+    pub store: Store,
+    pub probe: Probe,
+    pub books: Books,
+    pub boot_id: String,
+    pub kernel_release: String,
+    pub kvm: PathBuf,
+}
+
+/// One machine as the rest of lathed sees it; its actor is the only one who writes.
+pub struct Entry {
+    pub(super) name: String,
+    pub(super) asks: mpsc::Sender<Ask>,
+    pub(super) console: Arc<Console>,
+    pub(super) life: watch::Sender<Life>,
+    shared: Mutex<Shared>,
+}
+
+/// What is known of a machine now.
+pub struct Shared {
+    /// As stored.
+    pub record: Record,
+    /// While it has a monitor.
+    pub launched: Option<Launched>,
+    /// What its port has in force.
+    pub port: PortState,
+    /// What its quota has in force, milliCPU.
+    pub quota_milli: Option<u64>,
+    /// The guest agent answers.
+    pub guest_agent: bool,
+    /// How often the guest has reset since it was started.
+    pub reboots: u64,
+    /// Why its last start failed.
+    pub problem: Option<Problem>,
+    /// Where its data was left when it was removed.
+    pub kept: Option<PathBuf>,
+    /// What it uses.
+    pub usage: Usage,
+}
+
+/// What a machine uses; cumulative but for what says otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// When it was read.
+    pub at: Option<Instant>,
+    /// CPU time of vCPUs and monitor, microseconds.
+    pub cpu_usec: u64,
+    /// Time that vCPUs were held back, microseconds.
+    pub throttled_usec: u64,
+    /// milliCPU, over the last interval.
+    pub cpu_milli: u64,
+    /// Bytes now.
+    pub memory_bytes: u64,
+    /// Bytes towards the guest.
+    pub rx_bytes: u64,
+    /// Bytes from the guest.
+    pub tx_bytes: u64,
+    /// bit/s of the busier direction, over the last interval.
+    pub net_bit_per_sec: u64,
+}
+
+/// Now, in seconds since the epoch.
+pub fn unix_sec() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Entry {
+    pub(super) fn new(record: Record, folder: &Path, asks: mpsc::Sender<Ask>) -> Self {
+        Self {
+            name: record.name.clone(),
+            asks,
+            console: Arc::new(Console::new(folder)),
+            life: watch::Sender::new(record.life.clone()),
+            shared: Mutex::new(Shared {
+                record,
+                launched: None,
+                port: PortState::default(),
+                quota_milli: None,
+                guest_agent: false,
+                reboots: 0,
+                problem: None,
+                kept: None,
+                usage: Usage::default(),
+            }),
+        }
+    }
+
+    /// Looks at, or changes, what is known; never held over an await.
+    pub(super) fn with<T>(&self, look: impl FnOnce(&mut Shared) -> T) -> T {
+        look(&mut lock(&self.shared))
+    }
+
+    /// Waits until the machine's state satisfies `wanted`.
+    pub(super) async fn until(&self, wanted: impl Fn(&Life) -> bool) -> Life {
+        let mut life = self.life.subscribe();
+        // The sender lives as long as this entry.
+        life.wait_for(|life| wanted(life)).await.map_or(Life::Gone, |life| life.clone())
+    }
+}
+
+impl Core {
+    pub(super) fn new(parts: Parts) -> Arc<Self> {
+        let resources = parts.books.view(Shape::default());
+        Arc::new(Self {
+            config: parts.config,
+            launcher: parts.launcher,
+            ports: parts.ports,
+            store: parts.store,
+            probe: parts.probe,
+            boot_id: parts.boot_id,
+            kernel_release: parts.kernel_release,
+            building: tokio::sync::Mutex::new(()),
+            admission: tokio::sync::Mutex::new(()),
+            closing: AtomicBool::new(false),
+            kvm: parts.kvm,
+            started: Instant::now(),
+            books: Mutex::new(parts.books),
+            machines: Mutex::new(BTreeMap::new()),
+            events: broadcast::channel(EVENT_QUEUE).0,
+            shape: watch::Sender::new(resources),
+            heartbeat: watch::Sender::new(Instant::now()),
+            used: Mutex::new(Shape::default()),
+        })
+    }
+
+    /// Looks at, or changes, the books, and tells whoever watches them.
+    pub(super) fn with_books<T>(&self, act: impl FnOnce(&mut Books) -> T) -> T {
+        let used = *lock(&self.used);
+        let mut books = lock(&self.books);
+        let result = act(&mut books);
+        let resources = books.view(used);
+        drop(books);
+        self.shape.send_if_modified(|shape| {
+            let changed = *shape != resources;
+            *shape = resources;
+            changed
+        });
+        result
+    }
+
+    pub(super) fn set_used(&self, used: Shape) {
+        *lock(&self.used) = used;
+        self.with_books(|_| ());
+    }
+
+    pub(super) fn entries(&self) -> Vec<Arc<Entry>> {
+        lock(&self.machines).values().cloned().collect()
+    }
+
+    pub(super) fn entry(&self, name: &str) -> Result<Arc<Entry>, Problem> {
+        lock(&self.machines).get(name).cloned().ok_or_else(|| {
+            let shown: String = name.chars().take(64).collect();
+            Problem::new(Kind::NotFound, "no-such-machine", format!("there is no machine {shown:?}"))
+                .fix("lathe list")
+        })
+    }
+
+    pub(super) fn add(&self, entry: Arc<Entry>) {
+        lock(&self.machines).insert(entry.name.clone(), entry);
+    }
+
+    pub(super) fn forget(&self, name: &str) {
+        lock(&self.machines).remove(name);
+    }
+
+    /// Context ids and address numbers that are taken.
+    pub(super) fn taken(&self) -> (BTreeSet<u32>, BTreeSet<u64>) {
+        let mut cids = BTreeSet::new();
+        let mut indices = BTreeSet::new();
+        for entry in self.entries() {
+            entry.with(|shared| {
+                cids.insert(shared.record.cid);
+                indices.extend(shared.record.net.as_ref().map(|net| net.index));
+            });
+        }
+        (cids, indices)
+    }
+
+    /// The machine other than `name` that has a monitor and uses the disk at `path`.
+    pub(super) fn user_of_disk(&self, path: &Path, name: &str) -> Option<String> {
+        let wanted = spec::disk_identity(path)?;
+        let uses = |entry: &Arc<Entry>| {
+            entry.with(|shared| {
+                shared.record.life.holds_shards()
+                    && shared.record.source.disks.iter().any(|disk| match disk {
+                        Disk::Path { path, .. } => spec::disk_identity(Path::new(path)) == Some(wanted),
+                        _ => false,
+                    })
+            })
+        };
+        self.entries().iter().find(|entry| entry.name != name && uses(entry)).map(|entry| entry.name.clone())
+    }
+
+    pub(super) fn host_kernel(&self) -> PathBuf {
+        let default = || PathBuf::from(format!("/boot/vmlinuz-{}", self.kernel_release));
+        self.config.kernel.clone().unwrap_or_else(default)
+    }
+
+    pub(super) fn tell(&self, kind: &str, name: &str, message: impl Into<String>) {
+        let event = EventView {
+            schema: SCHEMA,
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            message: message.into(),
+        };
+        tracing::info!(kind = event.kind, machine = event.name, "{}", event.message);
+        // Nobody may be listening.
+        let _ = self.events.send(event);
+    }
+
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<EventView> {
+        self.events.subscribe()
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+}
+
+/// Per second, from two cumulative readings.
+pub fn rate(before: u64, after: u64, elapsed: Duration) -> u64 {
+    let usec = elapsed.as_micros().max(1);
+    let rate = u128::from(after.saturating_sub(before)) * 1_000_000 / usec;
+    u64::try_from(rate).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_per_second_and_survive_counters_that_start_again() {
+        assert_eq!(rate(1000, 1500, Duration::from_millis(500)), 1000);
+        assert_eq!(rate(1500, 0, Duration::from_secs(1)), 0);
+        assert_eq!(rate(0, u64::MAX, Duration::ZERO), u64::MAX);
+    }
+}

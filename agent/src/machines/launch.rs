@@ -1,0 +1,387 @@
+//! Starting a machine: from a stored record to guest code that runs.
+//!
+//! ```text
+//! launcher ─► control socket ─► Hello ─► Define(+ descriptors) ─► Start ─► vCPU threads
+//!                                  limits in the cgroups, rates on the tap ─► Go
+//! ```
+//! No guest code runs before every limit is in force. When anything fails the caller clears everything up; nothing is undone here.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream as StdStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lathe_cgroup::{Bytes, CpuPatch, MachineTree, MemoryPatch, MilliCpu, Patch};
+use lathe_vmm::control::wire::{
+    Answer, Command, DiskConfig, FdIndex, MachineConfig, NicConfig, OnReboot, Phase, VsockConfig,
+};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use super::console::Console;
+use super::core::Core;
+use super::files;
+use super::record::{Booted, Disk, Initrd, Kernel, Record};
+use crate::bootimage::{self, BootImageSpec};
+use crate::launcher::Launched;
+use crate::monitor::{Monitor, MonitorError, Notice};
+use crate::problem::{Kind, Problem};
+
+/// What a monitor needs besides its guest's memory before its limit is reached: devices, page tables, page cache of disks.
+pub const OVERHEAD_BYTES: u64 = 64 << 20;
+/// Most threads of a monitor: vCPUs, devices, io_uring workers.
+const PIDS_MAX: u64 = 256;
+/// Where distributions keep kernels and their initial RAM disks.
+const BOOT: &str = "/boot";
+/// Static busybox of Debian's busybox-static, for a shell in the built-in guest.
+const BUSYBOX: &str = "/usr/bin/busybox";
+/// What every guest is told: its console, and to end instead of hanging when it panics.
+const CMDLINE: &str = "console=ttyS0 panic=-1";
+
+/// A monitor that runs guest code.
+pub struct Live {
+    /// Its control socket.
+    pub monitor: Monitor,
+    /// Process, unit, cgroups.
+    pub launched: Launched,
+}
+
+/// What came of a start.
+pub struct Started {
+    /// The monitor.
+    pub live: Live,
+    /// What it says.
+    pub notices: mpsc::Receiver<Notice>,
+    /// What it was started with.
+    pub booted: Booted,
+}
+
+/// Descriptors of one message, and their indices.
+#[derive(Default)]
+struct Handover(Vec<OwnedFd>);
+
+impl Handover {
+    fn add(&mut self, descriptor: impl Into<OwnedFd>) -> FdIndex {
+        self.0.push(descriptor.into());
+        // At most 16 disks and a handful of others.
+        (self.0.len() - 1) as FdIndex
+    }
+}
+
+/// A problem of a monitor, in the words of the machine.
+pub fn monitor_problem(name: &str, what: &str, error: MonitorError) -> Problem {
+    match error {
+        MonitorError::Refused { code, message } if code == "kernel-image" => Problem::new(
+            Kind::Impossible,
+            "kernel-image",
+            format!("{name} cannot boot this kernel: {message}"),
+        )
+        .fix("use a bzImage or an ELF vmlinux for x86_64: lathe run --kernel FILE"),
+        MonitorError::Refused { code, message } if code == "memory-too-small" => {
+            let message = format!("{name} has too little memory for this kernel: {message}");
+            Problem::new(Kind::Impossible, "launch-failed", message).fix("give it more: --memory 256M")
+        }
+        MonitorError::Refused { code, message } => {
+            Problem::new(Kind::Impossible, "launch-failed", format!("{name} cannot be started: {message}"))
+                .detail(format!("its monitor says {code} while {what}"))
+        }
+        other => {
+            let message = format!("{name} cannot be started: {other}");
+            Problem::new(Kind::Internal, "launch-failed", message).detail(format!("while {what}"))
+        }
+    }
+}
+
+/// Starts the machine up to `Go`.
+///
+/// # Errors
+/// `launch-failed`, `kernel-image`, `kvm-missing`, `disk-in-use`, `internal`.
+pub async fn launch(core: &Core, record: &Record, console: &Arc<Console>) -> Result<Started, Problem> {
+    let name = record.name.as_str();
+    // Whatever can be missing is looked for before anything is started.
+    let mut handover = Handover::default();
+    let (config, ours) = define(core, record, &mut handover).await?;
+    let launched = core.launcher.launch(name).await?;
+    let failed = |what: &'static str| move |error| monitor_problem(name, what, error);
+    let (monitor, notices) = Monitor::connect(&launched.socket).map_err(failed("connecting to it"))?;
+    let phase = monitor.hello().await.map_err(failed("greeting it"))?;
+    if phase != Phase::Empty {
+        let message = format!("{name}: its new monitor is already in phase {phase:?}");
+        return Err(Problem::new(Kind::Internal, "launch-failed", message));
+    }
+    let descriptors: Vec<_> = handover.0.iter().map(AsFd::as_fd).collect();
+    monitor
+        .call(Command::Define(Box::new(config)), &descriptors)
+        .await
+        .map_err(failed("being told what the machine is"))?;
+    // The monitor has its own copies now.
+    drop(handover);
+    let vcpu_tids =
+        match monitor.call(Command::Start {}, &[]).await.map_err(failed("making memory and devices"))? {
+            Answer::Started { vcpu_tids } => vcpu_tids,
+            _ => return Err(failed("making memory and devices")(MonitorError::Unexpected("start"))),
+        };
+    if let Some(tree) = &launched.tree {
+        place(tree, &vcpu_tids)?;
+        limit(tree, record)?;
+    }
+    if let (Some(ports), Some(net)) = (&core.ports, &record.net) {
+        ports.limit(&net.tap, record.desired.net_bit_per_sec).await?;
+    }
+    console.attach(ours);
+    monitor.tell(Command::Go {}).await.map_err(failed("letting the guest run"))?;
+    let booted = Booted {
+        vcpus: record.vcpus(),
+        memory_bytes: record.desired.memory_bytes,
+        host_boot_id: core.boot_id.clone(),
+        at_unix_sec: super::core::unix_sec(),
+    };
+    Ok(Started { live: Live { monitor, launched }, notices, booted })
+}
+
+/// Describes the machine and opens everything it needs; with our end of its console.
+async fn define(
+    core: &Core,
+    record: &Record,
+    handover: &mut Handover,
+) -> Result<(MachineConfig, UnixStream), Problem> {
+    let kvm = handover.add(open_kvm(&core.kvm)?);
+    let kernel = handover.add(open(&kernel_path(core, record))?);
+    let initrd_path = initrd_path(core, record).await?;
+    let initrd = initrd_path.as_deref().map(open).transpose()?.map(|file| handover.add(file));
+    let (ours, theirs) = console_pair()?;
+    let console = handover.add(theirs);
+    let disks = open_disks(core, record, handover)?;
+    let mut nics = Vec::new();
+    if let (Some(ports), Some(net)) = (&core.ports, &record.net) {
+        let queue = ports.ensure(&net.tap, net.mac).await?.ok_or_else(|| {
+            let message = format!("tap {} is held by another process", net.tap);
+            Problem::new(Kind::Conflict, "launch-failed", message).fix(format!("ip -d link show {}", net.tap))
+        })?;
+        nics.push(NicConfig { tap: handover.add(queue), mac: net.mac, mtu: None });
+    }
+    let listener = handover.add(vsock_listener(&core.config.socket_dir(&record.name))?);
+    let config = MachineConfig {
+        kvm,
+        cpus: record.vcpus(),
+        memory_bytes: record.desired.memory_bytes,
+        kernel,
+        initrd,
+        cmdline: cmdline(core, record),
+        console: Some(console),
+        disks,
+        nics,
+        vsock: Some(VsockConfig { cid: record.cid, listener: Some(listener) }),
+        rng: true,
+        on_reboot: OnReboot::Reboot,
+    };
+    Ok((config, ours))
+}
+
+fn open_kvm(path: &Path) -> Result<File, Problem> {
+    fs::OpenOptions::new().read(true).write(true).open(path).map_err(|cause| {
+        Problem::new(Kind::Impossible, "kvm-missing", format!("cannot open {}: {cause}", path.display()))
+            .detail("without KVM no machine runs on this host")
+            .fix("lathe doctor")
+    })
+}
+
+fn open(path: &Path) -> Result<File, Problem> {
+    File::open(path).map_err(|cause| {
+        Problem::new(Kind::Impossible, "launch-failed", format!("cannot open {}: {cause}", path.display()))
+    })
+}
+
+fn kernel_path(core: &Core, record: &Record) -> PathBuf {
+    match record.source.kernel {
+        Kernel::Own { .. } => core.config.machine_dir(&record.name).join("kernel"),
+        Kernel::Host => core.host_kernel(),
+    }
+}
+
+async fn initrd_path(core: &Core, record: &Record) -> Result<Option<PathBuf>, Problem> {
+    match record.source.initrd {
+        Initrd::None => Ok(None),
+        Initrd::Own { .. } => Ok(Some(core.config.machine_dir(&record.name).join("initrd"))),
+        Initrd::Host => host_initrd(core, Path::new(BOOT)),
+        Initrd::BuiltIn => built_in(core).await.map(Some),
+    }
+}
+
+/// The initial RAM disk of the host's own kernel, which mounts a machine's disk. A kernel that can do so by itself needs none.
+fn host_initrd(core: &Core, boot: &Path) -> Result<Option<PathBuf>, Problem> {
+    let release = &core.kernel_release;
+    let path = boot.join(format!("initrd.img-{release}"));
+    if path.exists() {
+        return Ok(Some(path));
+    }
+    let modules = core.config.modules_root.join(release).join("modules.builtin");
+    let built_in = fs::read_to_string(modules).unwrap_or_default();
+    if built_in.lines().any(|line| line.ends_with("/virtio_blk.ko")) {
+        return Ok(None);
+    }
+    let message =
+        format!("{} does not exist; without it kernel {release} cannot mount a disk", path.display());
+    Err(Problem::new(Kind::Impossible, "launch-failed", message).fix(format!(
+        "update-initramfs -c -k {release}        or: lathe run --kernel FILE --initrd FILE --disk FILE"
+    )))
+}
+
+/// The built-in guest's initramfs for the host's kernel, made when it is not there or not of these inputs.
+async fn built_in(core: &Core) -> Result<PathBuf, Problem> {
+    let release = core.kernel_release.clone();
+    let config = core.config.clone();
+    // One at a time: several machines started at once want the same file.
+    let _building = core.building.lock().await;
+    let build = move || {
+        let out = config.state_dir.join("boot").join(format!("guest-{release}.cpio"));
+        let busybox = Some(PathBuf::from(BUSYBOX)).filter(|path| path.exists());
+        let spec = |busybox| BootImageSpec {
+            kernel_release: &release,
+            modules_root: &config.modules_root,
+            guest_binary: &config.guest_binary,
+            busybox,
+            extra_modules: &[],
+            out: &out,
+        };
+        // A dynamic busybox is of no use, and no reason not to boot.
+        bootimage::build(&spec(busybox)).or_else(|_| bootimage::build(&spec(None)))
+    };
+    let built = tokio::task::spawn_blocking(build).await;
+    let built = built.map_err(|cause| Problem::internal("cannot build the built-in guest", cause))?;
+    built.map(|image| image.path).map_err(|cause| {
+        let mut message = format!("cannot build the built-in guest: {cause}");
+        if let Some(source) = std::error::Error::source(&cause) {
+            message = format!("{message}: {source}");
+        }
+        Problem::new(Kind::Impossible, "launch-failed", message).fix("lathe doctor")
+    })
+}
+
+fn console_pair() -> Result<(UnixStream, StdStream), Problem> {
+    let failed = |cause| Problem::internal("cannot make a console", cause);
+    let (ours, theirs) = StdStream::pair().map_err(failed)?;
+    ours.set_nonblocking(true).map_err(failed)?;
+    theirs.set_nonblocking(true).map_err(failed)?;
+    Ok((UnixStream::from_std(ours).map_err(failed)?, theirs))
+}
+
+/// A new console for a monitor that lives: our end, and the one to hand over.
+///
+/// # Errors
+/// `internal`.
+pub fn new_console() -> Result<(UnixStream, OwnedFd), Problem> {
+    console_pair().map(|(ours, theirs)| (ours, theirs.into()))
+}
+
+fn vsock_listener(folder: &Path) -> Result<UnixListener, Problem> {
+    let path = folder.join("vsock.sock");
+    let failed = |cause| Problem::internal(format!("cannot listen on {}", path.display()), cause);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    match fs::remove_file(&path) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(failed(cause)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+fn open_disks(core: &Core, record: &Record, handover: &mut Handover) -> Result<Vec<DiskConfig>, Problem> {
+    let mut disks = Vec::new();
+    for (index, disk) in record.source.disks.iter().enumerate() {
+        let path = files::disk_path(&core.config, record, index);
+        let read_only = matches!(disk, Disk::Path { read_only: true, .. });
+        let file = files::open_disk(&path, read_only).map_err(|problem| {
+            match core.user_of_disk(&path, &record.name) {
+                Some(owner) if problem.code == "disk-in-use" => {
+                    let message = format!("{} is in use by machine {owner}", path.display());
+                    Problem { message, ..problem }.detail("").fix(format!("lathe stop {owner}"))
+                }
+                _ => problem,
+            }
+        })?;
+        disks.push(DiskConfig { fd: handover.add(file), read_only, serial: format!("lathe-{index}") });
+    }
+    Ok(disks)
+}
+
+fn cmdline(core: &Core, record: &Record) -> String {
+    if let Some(own) = &record.source.cmdline {
+        return own.clone();
+    }
+    match (&record.source.initrd, record.source.disks.is_empty()) {
+        (Initrd::BuiltIn, _) => format!("{CMDLINE} quiet"),
+        (_, true) => CMDLINE.to_owned(),
+        (_, false) => {
+            let root = files::root_device(&files::disk_path(&core.config, record, 0));
+            format!("{CMDLINE} root={root} rw")
+        }
+    }
+}
+
+/// Puts the vCPU threads where the CPU shards are enforced.
+fn place(tree: &MachineTree, vcpu_tids: &[i32]) -> Result<(), Problem> {
+    for tid in vcpu_tids {
+        let tid = u32::try_from(*tid)
+            .map_err(|_| Problem::internal("placing vCPU threads", format!("thread id {tid}")))?;
+        tree.place_vcpu(tid)
+            .map_err(|cause| Problem::internal(format!("cannot place vCPU thread {tid}"), cause))?;
+    }
+    Ok(())
+}
+
+/// Puts the machine's limits in force; the same twice changes nothing.
+///
+/// # Errors
+/// `internal`.
+pub fn limit(tree: &MachineTree, record: &Record) -> Result<(), Problem> {
+    let failed = |what: &'static str| {
+        let unit = tree.unit().display().to_string();
+        move |cause: lathe_cgroup::Error| Problem::internal(format!("cannot limit {what} of {unit}"), cause)
+    };
+    let booted = record.booted.as_ref().map_or(record.desired.memory_bytes, |booted| booted.memory_bytes);
+    let memory = MemoryPatch { max: Patch::Set(Bytes(booted + OVERHEAD_BYTES)), ..MemoryPatch::default() };
+    tree.set_memory(&memory).map_err(failed("memory"))?;
+    tree.set_pids(Patch::Set(PIDS_MAX)).map_err(failed("processes"))?;
+    let vcpus = record.booted.as_ref().map_or(record.vcpus(), |booted| booted.vcpus);
+    limit_cpu(tree, record.desired.cpu_milli, vcpus).map(|_| ())
+}
+
+/// The quota that delivers `cpu_milli` to `vcpus` threads. Where the threads alone cannot take more than that, the quota is a wall a tenth
+/// behind it: a quota of exactly all that they can take is charged in coarse steps and would hold them back.
+fn quota_for(cpu_milli: u64, vcpus: u32) -> u64 {
+    let most = u64::from(vcpus).saturating_mul(1000);
+    if cpu_milli < most { cpu_milli } else { most.saturating_add(most / 10) }
+}
+
+/// Sets the CPU quota if it is another; answers what is in force.
+///
+/// # Errors
+/// `internal`.
+pub fn limit_cpu(tree: &MachineTree, cpu_milli: u64, vcpus: u32) -> Result<Option<u64>, Problem> {
+    let failed = |cause| Problem::internal(format!("cannot limit CPU of {}", tree.unit().display()), cause);
+    let quota = MilliCpu(quota_for(cpu_milli, vcpus));
+    // Every write refills the quota, so none is made that changes nothing.
+    if tree.cpu().map_err(failed)?.vcpu.max == Some(quota) {
+        return Ok(Some(quota.0));
+    }
+    let patch = CpuPatch { max: Patch::Set(quota), ..CpuPatch::default() };
+    Ok(tree.set_cpu(&patch).map_err(failed)?.vcpu.max.map(|max| max.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quota_is_exact_below_what_the_vcpus_can_take_and_never_in_their_way() {
+        assert_eq!(quota_for(250, 1), 250);
+        assert_eq!(quota_for(999, 1), 999);
+        assert_eq!(quota_for(1000, 1), 1100);
+        assert_eq!(quota_for(1500, 2), 1500);
+        assert_eq!(quota_for(6000, 2), 2200);
+    }
+}

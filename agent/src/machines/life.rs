@@ -1,0 +1,625 @@
+//! A machine's life: every state, every event, and the one function that decides what follows.
+//!
+//! [`decide`] is pure. The state is written to the store before any effect is carried out, so a state in between *is* the durable
+//! intent: after a crash [`resume`] looks at what the kernel shows and goes on from there.
+//!
+//! ```text
+//! Creating ─► Starting ─► Running ─► Stopping ─► Clearing ─► Stopped | Failed ─► Removing ─► (gone)
+//!                ▲           └───────────────────▲   │
+//!                └────────── Waiting ◄───────────────┘ restart policy
+//! ```
+//! `Creating`, `Starting`, `Clearing` and `Removing` always have an effect under way; `Stopping` and `Waiting` have a timer;
+//! `Running` has a watched monitor; `Stopped` and `Failed` rest.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::wire::{MachineState, RestartPolicy};
+
+/// First pause before a restart; doubled each time.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+/// Longest pause before a restart.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// What a stop that lathed itself repeats after its own restart gives the guest.
+const RESUMED_STOP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause before another try to remove what could not be removed.
+const REMOVE_RETRY: Duration = Duration::from_secs(10);
+
+/// Where a machine is; stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Life {
+    /// Its folder and disks are being made.
+    Creating,
+    /// Its monitor is being started and told.
+    Starting {
+        /// It has never run: if it does not start it is taken back.
+        first: bool,
+    },
+    /// Guest code runs.
+    Running,
+    /// Somebody wants it off.
+    Stopping,
+    /// The monitor is over; unit, tap and sockets are being removed.
+    Clearing {
+        /// How it ended.
+        end: End,
+    },
+    /// It will be started again after a pause.
+    Waiting {
+        /// How it ended.
+        end: End,
+    },
+    /// Off as wished.
+    Stopped {
+        /// In words.
+        reason: String,
+    },
+    /// Off against its will.
+    Failed {
+        /// In words.
+        reason: String,
+    },
+    /// Being removed.
+    Removing {
+        /// With its data.
+        purge: bool,
+    },
+    /// No more; never stored.
+    Gone,
+}
+
+/// How a monitor ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Whose doing.
+    pub kind: EndKind,
+    /// In words.
+    pub reason: String,
+}
+
+/// Whose doing an end was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndKind {
+    /// The guest powered itself off.
+    PowerOff,
+    /// `lathe stop`, or the host's shutdown.
+    Asked,
+    /// Something broke.
+    Failure,
+    /// The host went down under it.
+    HostReboot,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Folder and disks are there.
+    Prepared,
+    /// They are not.
+    PrepareFailed,
+    /// `Go` was acknowledged.
+    Launched,
+    /// It was not; the reason in words.
+    LaunchFailed(String),
+    /// The monitor is over.
+    MonitorEnded(End),
+    /// Somebody wants it off after at most this long; zero cuts the power.
+    StopAsked(Duration),
+    /// The time is up: of a stop, of a pause, of a repeated removal.
+    TimeIsUp,
+    /// Unit, tap and sockets are gone.
+    Cleared,
+    /// Somebody wants it on.
+    StartAsked,
+    /// Somebody wants it gone.
+    RemoveAsked {
+        /// With its data.
+        purge: bool,
+        /// Even when it runs.
+        force: bool,
+    },
+    /// Folder and record are gone.
+    Erased,
+    /// They are not.
+    EraseFailed,
+}
+
+/// What to do about it, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Makes folder and disks. Ends in `Prepared` or `PrepareFailed`.
+    Prepare,
+    /// Starts the monitor up to `Go`. Ends in `Launched` or `LaunchFailed`.
+    Launch,
+    /// Watches the running monitor and looks for the guest agent.
+    Watch,
+    /// Asks the guest to power off.
+    PressPower,
+    /// Ends the monitor at once. Its end is seen by the watch, or by `Clear`.
+    CutPower,
+    /// Removes unit, tap and sockets, whatever is there. Ends in `Cleared`.
+    Clear,
+    /// Removes folder and record. Ends in `Erased` or `EraseFailed`.
+    Erase,
+    /// `TimeIsUp` after this long; replaces an earlier timer.
+    Timer(Duration),
+    /// Forgets the timer.
+    NoTimer,
+}
+
+/// Why an event is not for now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It is on its way somewhere else.
+    Busy,
+    /// It runs, and force was not asked for.
+    Running,
+}
+
+/// What follows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The state from now on.
+    pub life: Life,
+    /// What to do.
+    pub effects: Vec<Effect>,
+}
+
+/// What [`decide`] may know besides the state.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// What to do when it ends by itself.
+    pub restart: RestartPolicy,
+    /// Restarts in a row without a minute of peace.
+    pub attempts: u32,
+}
+
+fn to(life: Life, effects: Vec<Effect>) -> Result<Decision, Refused> {
+    Ok(Decision { life, effects })
+}
+
+/// What follows from `event` in state `life`. Events that are late or make no sense in a state change nothing.
+///
+/// # Errors
+/// [`Refused`] when somebody asks for what is not possible now; nothing changed.
+pub fn decide(life: &Life, event: Event, rules: Rules) -> Result<Decision, Refused> {
+    let stay = || to(life.clone(), Vec::new());
+    match (life, event) {
+        (Life::Gone, _) => stay(),
+        (_, Event::RemoveAsked { purge, force }) => remove(life, purge, force),
+        (Life::Creating, event) => match event {
+            Event::Prepared => to(Life::Starting { first: true }, vec![Effect::Launch]),
+            Event::PrepareFailed => to(Life::Removing { purge: true }, vec![Effect::Clear]),
+            Event::StartAsked | Event::StopAsked(_) => Err(Refused::Busy),
+            _ => stay(),
+        },
+        (Life::Starting { first }, event) => starting(life, *first, event),
+        (Life::Running, event) => match event {
+            Event::StopAsked(timeout) => to(Life::Stopping, off(timeout)),
+            Event::MonitorEnded(end) => to(Life::Clearing { end }, vec![Effect::Clear]),
+            _ => stay(),
+        },
+        (Life::Stopping, event) => match event {
+            Event::StopAsked(timeout) => to(Life::Stopping, off(timeout)),
+            Event::TimeIsUp => to(Life::Stopping, off(Duration::ZERO)),
+            Event::MonitorEnded(end) => {
+                let end = End { kind: EndKind::Asked, reason: asked_reason(&end) };
+                to(Life::Clearing { end }, vec![Effect::NoTimer, Effect::Clear])
+            }
+            Event::StartAsked => Err(Refused::Busy),
+            _ => stay(),
+        },
+        (Life::Clearing { end }, event) => match event {
+            Event::Cleared => rest_or_restart(end, rules),
+            Event::StartAsked => Err(Refused::Busy),
+            // Somebody wants it off, so the restart policy must not bring it back.
+            Event::StopAsked(_) => {
+                let end = End { kind: EndKind::Asked, reason: end.reason.clone() };
+                to(Life::Clearing { end }, Vec::new())
+            }
+            _ => stay(),
+        },
+        (Life::Waiting { end }, event) => match event {
+            Event::TimeIsUp | Event::StartAsked => {
+                to(Life::Starting { first: false }, vec![Effect::NoTimer, Effect::Launch])
+            }
+            Event::StopAsked(_) => to(Life::Stopped { reason: end.reason.clone() }, vec![Effect::NoTimer]),
+            _ => stay(),
+        },
+        (Life::Stopped { .. } | Life::Failed { .. }, Event::StartAsked) => {
+            to(Life::Starting { first: false }, vec![Effect::Launch])
+        }
+        (Life::Stopped { .. } | Life::Failed { .. }, _) => stay(),
+        (Life::Removing { .. }, event) => match event {
+            Event::Cleared => to(life.clone(), vec![Effect::Erase]),
+            Event::Erased => to(Life::Gone, vec![Effect::NoTimer]),
+            Event::EraseFailed => to(life.clone(), vec![Effect::Timer(REMOVE_RETRY)]),
+            Event::TimeIsUp => to(life.clone(), vec![Effect::Clear]),
+            Event::StartAsked | Event::StopAsked(_) => Err(Refused::Busy),
+            _ => stay(),
+        },
+    }
+}
+
+fn starting(life: &Life, first: bool, event: Event) -> Result<Decision, Refused> {
+    match event {
+        Event::Launched => to(Life::Running, vec![Effect::Watch]),
+        Event::LaunchFailed(_) if first => to(Life::Removing { purge: true }, vec![Effect::Clear]),
+        Event::LaunchFailed(reason) => {
+            to(Life::Clearing { end: End { kind: EndKind::Failure, reason } }, vec![Effect::Clear])
+        }
+        Event::StartAsked | Event::StopAsked(_) => Err(Refused::Busy),
+        // The launch itself sees that its monitor is gone and reports it.
+        _ => to(life.clone(), Vec::new()),
+    }
+}
+
+fn remove(life: &Life, purge: bool, force: bool) -> Result<Decision, Refused> {
+    match life {
+        Life::Running | Life::Stopping if !force => Err(Refused::Running),
+        Life::Creating | Life::Starting { .. } => Err(Refused::Busy),
+        Life::Removing { .. } => to(life.clone(), Vec::new()),
+        _ => to(Life::Removing { purge }, vec![Effect::NoTimer, Effect::Clear]),
+    }
+}
+
+/// Power button with a time-out, or the plug.
+fn off(timeout: Duration) -> Vec<Effect> {
+    if timeout.is_zero() {
+        // The timer stands behind a monitor that does not even answer to the plug.
+        vec![Effect::CutPower, Effect::Timer(REMOVE_RETRY)]
+    } else {
+        vec![Effect::PressPower, Effect::Timer(timeout)]
+    }
+}
+
+fn asked_reason(end: &End) -> String {
+    match end.kind {
+        EndKind::PowerOff => "stopped on request".to_owned(),
+        EndKind::Asked => "power cut on request".to_owned(),
+        EndKind::Failure | EndKind::HostReboot => end.reason.clone(),
+    }
+}
+
+fn rest_or_restart(end: &End, rules: Rules) -> Result<Decision, Refused> {
+    let again = match (rules.restart, end.kind) {
+        (_, EndKind::Asked | EndKind::HostReboot) | (RestartPolicy::No, _) => false,
+        (RestartPolicy::OnFailure, kind) => kind == EndKind::Failure,
+        (RestartPolicy::Always, _) => true,
+    };
+    if again {
+        return to(Life::Waiting { end: end.clone() }, vec![Effect::Timer(backoff(rules.attempts))]);
+    }
+    let reason = end.reason.clone();
+    match end.kind {
+        EndKind::Failure => to(Life::Failed { reason }, Vec::new()),
+        _ => to(Life::Stopped { reason }, Vec::new()),
+    }
+}
+
+/// 1 s, 2 s, 4 s … 60 s.
+fn backoff(attempts: u32) -> Duration {
+    FIRST_BACKOFF.saturating_mul(1 << attempts.min(6)).min(LONGEST_BACKOFF)
+}
+
+/// What is found of a machine when lathed starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Its monitor answers and runs guest code (or has it paused).
+    Alive,
+    /// Its monitor answers, but never got to `Go`.
+    HalfMade,
+    /// There is no monitor; how it ended, as far as anybody knows.
+    Nothing(End),
+}
+
+/// Goes on after a restart of lathed, from what was stored and what is found. `reboot`: the host has booted since.
+pub fn resume(life: &Life, found: Found, reboot: bool, autostart: bool) -> Decision {
+    let decision = |life: Life, effects| Decision { life, effects };
+    match (life, found) {
+        (Life::Creating, _) => decision(Life::Removing { purge: true }, vec![Effect::Clear]),
+        (Life::Removing { .. } | Life::Gone, _) => decision(life.clone(), vec![Effect::Clear]),
+        (
+            Life::Running
+            | Life::Stopping
+            | Life::Clearing { .. }
+            | Life::Waiting { .. }
+            | Life::Stopped { .. }
+            | Life::Failed { .. },
+            _,
+        ) if reboot && autostart => {
+            decision(Life::Starting { first: false }, vec![Effect::Clear, Effect::Launch])
+        }
+        (Life::Starting { .. } | Life::Running, Found::Alive) => decision(Life::Running, vec![Effect::Watch]),
+        (Life::Stopping, Found::Alive) => {
+            let mut effects = vec![Effect::Watch];
+            effects.extend(off(RESUMED_STOP_TIMEOUT));
+            decision(Life::Stopping, effects)
+        }
+        // A monitor where there should be none, or one that was never told all: away with it, then as if it had not been.
+        (Life::Starting { .. }, _) => decision(life.clone(), vec![Effect::Clear, Effect::Launch]),
+        (Life::Running, found) => {
+            let end = ended(found, reboot);
+            decision(Life::Clearing { end }, vec![Effect::Clear])
+        }
+        (Life::Stopping, found) => {
+            let end = End { kind: EndKind::Asked, reason: asked_reason(&ended(found, reboot)) };
+            decision(Life::Clearing { end }, vec![Effect::Clear])
+        }
+        (Life::Clearing { .. }, _) => decision(life.clone(), vec![Effect::Clear]),
+        (Life::Waiting { .. }, _) if reboot => {
+            let end = End { kind: EndKind::HostReboot, reason: HOST_REBOOTED.to_owned() };
+            decision(Life::Clearing { end }, vec![Effect::Clear])
+        }
+        (Life::Waiting { .. }, _) => decision(life.clone(), vec![Effect::Timer(FIRST_BACKOFF)]),
+        (Life::Stopped { .. } | Life::Failed { .. }, Found::Alive | Found::HalfMade) => {
+            let reason = "a monitor ran although the machine was stopped".to_owned();
+            decision(Life::Clearing { end: End { kind: EndKind::Asked, reason } }, vec![Effect::Clear])
+        }
+        (Life::Stopped { .. } | Life::Failed { .. }, Found::Nothing(_)) => decision(life.clone(), Vec::new()),
+    }
+}
+
+/// Reason of a machine that was running when its host went down.
+pub const HOST_REBOOTED: &str = "the host rebooted";
+
+fn ended(found: Found, reboot: bool) -> End {
+    match found {
+        _ if reboot => End { kind: EndKind::HostReboot, reason: HOST_REBOOTED.to_owned() },
+        Found::Nothing(end) => end,
+        Found::Alive | Found::HalfMade => {
+            End { kind: EndKind::Failure, reason: "its monitor never got to run".to_owned() }
+        }
+    }
+}
+
+impl Life {
+    /// As it is shown.
+    pub fn state(&self) -> MachineState {
+        match self {
+            Self::Creating => MachineState::Creating,
+            Self::Starting { .. } | Self::Waiting { .. } => MachineState::Starting,
+            Self::Running => MachineState::Running,
+            Self::Stopping | Self::Clearing { .. } => MachineState::Stopping,
+            Self::Stopped { .. } => MachineState::Stopped,
+            Self::Failed { .. } => MachineState::Failed,
+            Self::Removing { .. } | Self::Gone => MachineState::Removing,
+        }
+    }
+
+    /// Why it is so, in words; empty when there is nothing to say.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Stopped { reason } | Self::Failed { reason } => reason,
+            Self::Clearing { end } | Self::Waiting { end } => &end.reason,
+            _ => "",
+        }
+    }
+
+    /// Whether it holds CPU and memory of the host.
+    pub fn holds_shards(&self) -> bool {
+        !matches!(self, Self::Stopped { .. } | Self::Failed { .. } | Self::Gone)
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_settled(&self) -> bool {
+        matches!(self, Self::Running | Self::Stopped { .. } | Self::Failed { .. } | Self::Gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn rules(restart: RestartPolicy) -> Rules {
+        Rules { restart, attempts: 0 }
+    }
+
+    fn end(kind: EndKind) -> End {
+        End { kind, reason: "because".to_owned() }
+    }
+
+    fn policies() -> impl Strategy<Value = RestartPolicy> {
+        prop_oneof![Just(RestartPolicy::No), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Always)]
+    }
+
+    fn ends() -> impl Strategy<Value = End> {
+        prop_oneof![
+            Just(end(EndKind::PowerOff)),
+            Just(end(EndKind::Asked)),
+            Just(end(EndKind::Failure)),
+            Just(end(EndKind::HostReboot))
+        ]
+    }
+
+    /// What somebody outside may do at any time.
+    fn outside() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            ends().prop_map(Event::MonitorEnded),
+            (0_u64..3).prop_map(|secs| Event::StopAsked(Duration::from_secs(secs))),
+            Just(Event::StartAsked),
+            (any::<bool>(), any::<bool>()).prop_map(|(purge, force)| Event::RemoveAsked { purge, force }),
+            Just(Event::TimeIsUp),
+        ]
+    }
+
+    /// What is under way besides the state: what the actor would hold.
+    #[derive(Default, Debug)]
+    struct World {
+        queue: Vec<Effect>,
+        timer: bool,
+        watched: bool,
+    }
+
+    impl World {
+        fn take(&mut self, decision: &Decision) {
+            for effect in &decision.effects {
+                match effect {
+                    Effect::Timer(_) => self.timer = true,
+                    Effect::NoTimer => self.timer = false,
+                    Effect::Watch => self.watched = true,
+                    other => self.queue.push(other.clone()),
+                }
+            }
+        }
+
+        /// The first pending effect ends, well or badly.
+        fn finish(&mut self, well: bool) -> Option<Event> {
+            if self.queue.is_empty() {
+                return None;
+            }
+            Some(match self.queue.remove(0) {
+                Effect::Prepare if well => Event::Prepared,
+                Effect::Prepare => Event::PrepareFailed,
+                Effect::Launch if well => Event::Launched,
+                Effect::Launch => Event::LaunchFailed("no".to_owned()),
+                Effect::Clear => {
+                    self.watched = false;
+                    Event::Cleared
+                }
+                Effect::Erase if well => Event::Erased,
+                Effect::Erase => Event::EraseFailed,
+                Effect::CutPower if self.watched && well => Event::MonitorEnded(end(EndKind::Asked)),
+                Effect::PressPower if self.watched && well => Event::MonitorEnded(end(EndKind::PowerOff)),
+                _ => return None,
+            })
+        }
+
+        /// No state waits for something that will never come.
+        fn check(&self, life: &Life) {
+            let pending = |wanted: &[Effect]| self.queue.iter().any(|effect| wanted.contains(effect));
+            let fine = match life {
+                Life::Creating => pending(&[Effect::Prepare]),
+                Life::Starting { .. } => pending(&[Effect::Launch]),
+                Life::Running => self.watched,
+                Life::Stopping => self.watched && self.timer,
+                Life::Clearing { .. } => pending(&[Effect::Clear]),
+                Life::Waiting { .. } => self.timer,
+                Life::Removing { .. } => pending(&[Effect::Clear, Effect::Erase]) || self.timer,
+                Life::Stopped { .. } | Life::Failed { .. } | Life::Gone => true,
+            };
+            assert!(fine, "{life:?} has nothing under way: {self:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_machine_is_ever_stuck(
+            restart in policies(),
+            steps in prop::collection::vec((prop::option::of(outside()), any::<bool>()), 0..80),
+        ) {
+            let mut world = World { queue: vec![Effect::Prepare], ..World::default() };
+            let mut life = Life::Creating;
+            for (event, well) in steps {
+                let event = match event {
+                    Some(Event::MonitorEnded(_)) if !world.watched => continue,
+                    Some(Event::TimeIsUp) if !world.timer => continue,
+                    Some(event) => Some(event),
+                    None => world.finish(well),
+                };
+                let Some(event) = event else { continue };
+                match event {
+                    Event::TimeIsUp => world.timer = false,
+                    Event::MonitorEnded(_) => world.watched = false,
+                    _ => {}
+                }
+                if let Ok(decision) = decide(&life, event, rules(restart)) {
+                    world.take(&decision);
+                    life = decision.life;
+                }
+                world.check(&life);
+            }
+            // Left alone, it comes to rest (an unwatched end is what `Clear` would find).
+            for _ in 0..20 {
+                if let Some(event) = world.finish(true)
+                    && let Ok(decision) = decide(&life, event, rules(RestartPolicy::No))
+                {
+                    world.take(&decision);
+                    life = decision.life;
+                }
+            }
+            prop_assert!(life.is_settled() || world.timer, "{:?} {:?}", life, world);
+        }
+
+        #[test]
+        fn whatever_is_found_after_a_crash_has_a_way_on(
+            restart in policies(),
+            steps in prop::collection::vec((prop::option::of(outside()), any::<bool>()), 0..30),
+            what in 0_u8..3,
+            reboot in any::<bool>(),
+            autostart in any::<bool>(),
+        ) {
+            let mut world = World { queue: vec![Effect::Prepare], ..World::default() };
+            let mut life = Life::Creating;
+            for (event, well) in steps {
+                let Some(event) = event.or_else(|| world.finish(well)) else { continue };
+                if let Ok(decision) = decide(&life, event, rules(restart)) {
+                    world.take(&decision);
+                    life = decision.life;
+                }
+            }
+            prop_assume!(life != Life::Gone);
+            let found = match what {
+                0 if !reboot => Found::Alive,
+                1 if !reboot => Found::HalfMade,
+                _ => Found::Nothing(end(EndKind::Failure)),
+            };
+            let decision = resume(&life, found.clone(), reboot, autostart);
+            let mut after = World::default();
+            after.take(&decision);
+            after.check(&decision.life);
+            // A running guest is never thrown away unless its machine was to go or not to be.
+            if life == Life::Running && found == Found::Alive {
+                prop_assert_eq!(decision.life, Life::Running);
+            }
+        }
+    }
+
+    #[test]
+    fn the_restart_policy_decides_what_comes_after_an_end() {
+        let after = |policy, kind| {
+            let life = Life::Clearing { end: end(kind) };
+            decide(&life, Event::Cleared, rules(policy)).unwrap().life.state()
+        };
+        use MachineState::{Failed, Starting, Stopped};
+        assert_eq!(after(RestartPolicy::No, EndKind::Failure), Failed);
+        assert_eq!(after(RestartPolicy::No, EndKind::PowerOff), Stopped);
+        assert_eq!(after(RestartPolicy::OnFailure, EndKind::Failure), Starting);
+        assert_eq!(after(RestartPolicy::OnFailure, EndKind::PowerOff), Stopped);
+        assert_eq!(after(RestartPolicy::Always, EndKind::PowerOff), Starting);
+        assert_eq!(after(RestartPolicy::Always, EndKind::Asked), Stopped, "lathe stop means stop");
+    }
+
+    #[test]
+    fn a_first_run_that_fails_is_taken_back_and_a_later_start_is_not() {
+        let failed = || Event::LaunchFailed("no kernel".to_owned());
+        let first = decide(&Life::Starting { first: true }, failed(), rules(RestartPolicy::Always));
+        assert_eq!(first.unwrap().life, Life::Removing { purge: true });
+        let later = decide(&Life::Starting { first: false }, failed(), rules(RestartPolicy::No));
+        assert_eq!(later.unwrap().life.reason(), "no kernel");
+    }
+
+    #[test]
+    fn autostart_brings_machines_back_after_a_reboot_and_others_rest() {
+        let nothing = || Found::Nothing(end(EndKind::Failure));
+        let stopped = Life::Stopped { reason: "the host was shut down".to_owned() };
+        let back = resume(&stopped, nothing(), true, true);
+        assert_eq!(back.life, Life::Starting { first: false });
+        assert_eq!(resume(&stopped, nothing(), true, false).life, stopped);
+        assert_eq!(resume(&stopped, nothing(), false, true).life, stopped, "no reboot, no start");
+        assert_eq!(resume(&Life::Running, nothing(), true, true).life, Life::Starting { first: false });
+        let running = resume(&Life::Running, nothing(), true, false);
+        assert_eq!(running.life.reason(), HOST_REBOOTED);
+    }
+
+    #[test]
+    fn pauses_between_restarts_grow_to_a_minute() {
+        assert_eq!(backoff(0), Duration::from_secs(1));
+        assert_eq!(backoff(3), Duration::from_secs(8));
+        assert_eq!(backoff(u32::MAX), Duration::from_secs(60));
+    }
+}

@@ -1,0 +1,247 @@
+//! What is stored of a machine, as one row: the only truth that survives lathed.
+//!
+//! Its JSON is a format of the store, versioned by the store's schema; fields are only ever added, with a default.
+
+use serde::{Deserialize, Serialize};
+
+use lathe_shard::{Bytes, MilliCpu, Shape};
+
+use super::life::Life;
+use crate::api::wire::RestartPolicy;
+
+/// Everything known of one machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Unique on the host.
+    pub name: String,
+    /// Grows by one with every change of what is desired.
+    pub revision: u64,
+    /// Where it is in its life; a state in between is an intent that must be finished or undone.
+    pub life: Life,
+    /// What was asked for last.
+    pub desired: Desired,
+    /// A resize under way: what it goes to. The books hold the larger of both until it ends.
+    #[serde(default)]
+    pub resizing: Option<Desired>,
+    /// What its present monitor was started with; `None` while it is off.
+    #[serde(default)]
+    pub booted: Option<Booted>,
+    /// What it boots.
+    pub source: Source,
+    /// Its network card, if it has one.
+    pub net: Option<Net>,
+    /// vsock context id, unique on the host.
+    pub cid: u32,
+    /// What to do when it ends by itself.
+    pub restart: RestartPolicy,
+    /// Starts with the host.
+    pub autostart: bool,
+    /// vCPUs that were asked for; otherwise as few as carry its CPU.
+    pub vcpus_asked: Option<u32>,
+    /// How often its monitor was restarted by policy.
+    #[serde(default)]
+    pub restarts: u64,
+}
+
+/// A shape that somebody asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// milliCPU.
+    pub cpu_milli: u64,
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// bit/s each way, 0 is unlimited.
+    pub net_bit_per_sec: u64,
+    /// I/O operations per second, 0 is unlimited.
+    pub iops: u64,
+}
+
+/// What a monitor was started with and cannot change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Booted {
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// Id of the host's boot.
+    pub host_boot_id: String,
+    /// Seconds since the epoch.
+    pub at_unix_sec: u64,
+}
+
+/// What a machine boots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Its kernel.
+    pub kernel: Kernel,
+    /// Its initial RAM disk.
+    pub initrd: Initrd,
+    /// Its disks, in order.
+    pub disks: Vec<Disk>,
+    /// Kernel command line, if one was given.
+    pub cmdline: Option<String>,
+    /// For people.
+    pub text: String,
+}
+
+/// A kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kernel {
+    /// The one that the host runs.
+    Host,
+    /// `kernel` in the machine's folder, once this upload.
+    Own {
+        /// Upload id.
+        upload: String,
+    },
+}
+
+/// An initial RAM disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Initrd {
+    /// None.
+    None,
+    /// The built-in guest.
+    BuiltIn,
+    /// The one that belongs to the host's kernel.
+    Host,
+    /// `initrd` in the machine's folder, once this upload.
+    Own {
+        /// Upload id.
+        upload: String,
+    },
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Disk {
+    /// `diskN.raw` in the machine's folder, once a copy of an image.
+    Image {
+        /// The image.
+        image: String,
+        /// Bytes as the guest sees it.
+        size_bytes: u64,
+    },
+    /// `diskN.raw` in the machine's folder, once an upload.
+    Upload {
+        /// Upload id.
+        upload: String,
+        /// Bytes as the guest sees it.
+        size_bytes: u64,
+    },
+    /// Used in place.
+    Path {
+        /// Canonical.
+        path: String,
+        /// Refuse writes.
+        read_only: bool,
+    },
+}
+
+impl Disk {
+    /// Bytes that it occupies in the state directory at most.
+    pub fn booked_bytes(&self) -> u64 {
+        match self {
+            Self::Image { size_bytes, .. } | Self::Upload { size_bytes, .. } => *size_bytes,
+            Self::Path { .. } => 0,
+        }
+    }
+}
+
+/// A network card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Net {
+    /// Its number in the prefixes, from which all addresses follow.
+    pub index: u64,
+    /// Its address on the link.
+    pub mac: [u8; 6],
+    /// Name of the tap.
+    pub tap: String,
+    /// `10.77.0.5/16`.
+    pub addresses: Vec<String>,
+}
+
+impl Record {
+    /// What the books must hold for it: an upper bound of what it has.
+    pub fn held(&self) -> Shape {
+        let disk = self.source.disks.iter().fold(0_u64, |sum, disk| sum.saturating_add(disk.booked_bytes()));
+        let disk = Bytes(disk);
+        if !self.life.holds_shards() {
+            return Shape { disk, ..Shape::default() };
+        }
+        let resizing = self.resizing.unwrap_or(self.desired);
+        let booted = self.booted.as_ref().map_or(0, |booted| booted.memory_bytes);
+        Shape {
+            cpu: MilliCpu(self.desired.cpu_milli.max(resizing.cpu_milli)),
+            memory: Bytes(self.desired.memory_bytes.max(resizing.memory_bytes).max(booted)),
+            disk,
+            ..Shape::default()
+        }
+    }
+
+    /// vCPUs for its next start.
+    pub fn vcpus(&self) -> u32 {
+        self.vcpus_asked.unwrap_or_else(|| vcpus_for(self.desired.cpu_milli))
+    }
+}
+
+/// As few vCPUs as carry `cpu_milli`.
+pub fn vcpus_for(cpu_milli: u64) -> u32 {
+    u32::try_from(cpu_milli.div_ceil(1000)).unwrap_or(u32::MAX).max(1)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn record(name: &str) -> Record {
+        let desired = Desired { cpu_milli: 500, memory_bytes: 512 << 20, net_bit_per_sec: 0, iops: 0 };
+        Record {
+            name: name.to_owned(),
+            revision: 1,
+            life: Life::Running,
+            desired,
+            resizing: None,
+            booted: None,
+            source: Source {
+                kernel: Kernel::Host,
+                initrd: Initrd::BuiltIn,
+                disks: vec![Disk::Image { image: "debian".to_owned(), size_bytes: 1 << 30 }],
+                cmdline: None,
+                text: "built-in guest".to_owned(),
+            },
+            net: None,
+            cid: 3,
+            restart: RestartPolicy::No,
+            autostart: false,
+            vcpus_asked: None,
+            restarts: 0,
+        }
+    }
+
+    #[test]
+    fn the_books_hold_the_larger_of_before_and_after() {
+        let mut machine = record("demo");
+        machine.resizing = Some(Desired { cpu_milli: 2000, memory_bytes: 256 << 20, ..machine.desired });
+        assert_eq!(machine.held().cpu, MilliCpu(2000));
+        assert_eq!(machine.held().memory, Bytes(512 << 20));
+        machine.life = Life::Stopped { reason: String::new() };
+        assert_eq!(machine.held().cpu, MilliCpu(0));
+        assert_eq!(machine.held().disk, Bytes(1 << 30), "its disk stays");
+    }
+
+    #[test]
+    fn a_record_reads_back() {
+        let machine = record("demo");
+        let text = serde_json::to_string(&machine).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), machine);
+    }
+
+    #[test]
+    fn as_few_vcpus_as_carry_the_cpu() {
+        assert_eq!([1, 250, 1000, 1001, 4000].map(vcpus_for), [1, 1, 1, 2, 4]);
+    }
+}

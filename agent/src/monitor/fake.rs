@@ -1,0 +1,214 @@
+//! A monitor without a machine: a thread that speaks the control protocol as `lathe-vmm` does.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use lathe_vmm::control::wire::{
+    Answer, Command, Event, ExitReason, MachineConfig, Message, Phase, Refusal, Reply, Request, Status,
+};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags,
+    SocketAddrUnix, SocketFlags, SocketType,
+};
+
+/// What a fake does differently.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Script {
+    /// Refuses `Define` with this code.
+    pub refuse_define: Option<String>,
+    /// Does not react to the power button.
+    pub ignore_power_button: bool,
+    /// Goes away at this command.
+    pub die_at: Option<&'static str>,
+}
+
+/// What it has been told.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub phase: Phase,
+    pub config: Option<MachineConfig>,
+    pub descriptors: Vec<OwnedFd>,
+    pub commands: Vec<String>,
+    clients: Vec<OwnedFd>,
+    alive: bool,
+}
+
+/// A listening fake monitor; it lives until it is told to quit, or [`FakeMonitor::die`].
+#[derive(Clone)]
+pub(crate) struct FakeMonitor {
+    path: PathBuf,
+    told: Arc<Mutex<Told>>,
+}
+
+impl FakeMonitor {
+    pub(crate) fn listen(path: &Path, script: Script) -> Self {
+        let listener =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        let _ = std::fs::remove_file(path);
+        rustix::net::bind(&listener, &SocketAddrUnix::new(path).unwrap()).unwrap();
+        rustix::net::listen(&listener, 8).unwrap();
+        let told = Told {
+            phase: Phase::Empty,
+            config: None,
+            descriptors: Vec::new(),
+            commands: Vec::new(),
+            clients: Vec::new(),
+            alive: true,
+        };
+        let fake = Self { path: path.to_owned(), told: Arc::new(Mutex::new(told)) };
+        let serving = fake.clone();
+        thread::spawn(move || {
+            // The one process of a monitor: clients one after the other would block, so each has a thread.
+            while let Ok(client) = rustix::net::accept(&listener) {
+                let mut told = serving.told.lock().unwrap();
+                if !told.alive {
+                    break;
+                }
+                told.clients.push(client.try_clone().unwrap());
+                drop(told);
+                let (fake, script) = (serving.clone(), script.clone());
+                thread::spawn(move || fake.serve(&client, &script));
+            }
+        });
+        fake
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn told<T>(&self, look: impl FnOnce(&mut Told) -> T) -> T {
+        look(&mut self.told.lock().unwrap())
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.told(|told| told.alive)
+    }
+
+    /// As `kill -9`: every connection ends, nothing is said.
+    pub(crate) fn die(&self) {
+        let _ = std::fs::remove_file(&self.path);
+        self.told(|told| {
+            told.alive = false;
+            told.phase = Phase::Ended;
+            told.descriptors.clear();
+            for client in told.clients.drain(..) {
+                let _ = rustix::net::shutdown(&client, rustix::net::Shutdown::Both);
+            }
+        });
+    }
+
+    /// Ends in order, as a machine that was powered off.
+    pub(crate) fn end(&self, reason: ExitReason) {
+        self.event(&Event::Ended(reason));
+        self.die();
+    }
+
+    pub(crate) fn event(&self, event: &Event) {
+        let packet = serde_json::to_vec(&Message::Event(event.clone())).unwrap();
+        self.told(|told| {
+            for client in &told.clients {
+                send(client, &packet);
+            }
+        });
+    }
+
+    fn serve(&self, client: &OwnedFd, script: &Script) {
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(32))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let flags = RecvFlags::CMSG_CLOEXEC;
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let Ok(received) = rustix::net::recvmsg(client, &mut slices, &mut ancillary, flags) else {
+                return;
+            };
+            if received.bytes == 0 {
+                return;
+            }
+            let mut descriptors = Vec::new();
+            for message in ancillary.drain() {
+                if let RecvAncillaryMessage::ScmRights(rights) = message {
+                    descriptors.extend(rights);
+                }
+            }
+            let request: Request = serde_json::from_slice(&buffer[..received.bytes]).unwrap();
+            let name = name_of(&request.command);
+            self.told(|told| told.commands.push(name.clone()));
+            if script.die_at == Some(name.as_str()) {
+                self.die();
+                return;
+            }
+            let off = matches!(request.command, Command::PowerButton {}) && !script.ignore_power_button;
+            let quit = matches!(request.command, Command::Quit {});
+            let result = self.told(|told| carry_out(told, request.command, descriptors, script));
+            let reply = Message::Reply(Reply { v: 1, id: request.id, result });
+            send(client, &serde_json::to_vec(&reply).unwrap());
+            if off || quit {
+                self.end(if quit { ExitReason::Quit } else { ExitReason::PowerOff });
+                return;
+            }
+        }
+    }
+}
+
+fn send(client: &OwnedFd, packet: &[u8]) {
+    let mut ancillary = SendAncillaryBuffer::default();
+    let _ =
+        rustix::net::sendmsg(client.as_fd(), &[IoSlice::new(packet)], &mut ancillary, SendFlags::NOSIGNAL);
+}
+
+fn name_of(command: &Command) -> String {
+    let value = serde_json::to_value(command).unwrap();
+    value.as_object().unwrap().keys().next().unwrap().clone()
+}
+
+fn carry_out(
+    told: &mut Told,
+    command: Command,
+    descriptors: Vec<OwnedFd>,
+    script: &Script,
+) -> Result<Answer, Refusal> {
+    let refuse = |code: &str| Err(Refusal { code: code.to_owned(), message: format!("refused: {code}") });
+    match (command, told.phase) {
+        (Command::Hello {}, phase) => {
+            Ok(Answer::Hello { version: 1, oldest_version: 1, build: "fake".to_owned(), phase })
+        }
+        (Command::Define(_), Phase::Empty) if script.refuse_define.is_some() => {
+            refuse(script.refuse_define.as_deref().unwrap())
+        }
+        (Command::Define(config), Phase::Empty) => {
+            told.phase = Phase::Defined;
+            told.config = Some(*config);
+            told.descriptors = descriptors;
+            Ok(Answer::Done {})
+        }
+        (Command::Start {}, Phase::Defined) => {
+            told.phase = Phase::Ready;
+            Ok(Answer::Started { vcpu_tids: vec![std::process::id() as i32] })
+        }
+        (Command::Go {}, Phase::Ready) => {
+            told.phase = Phase::Running;
+            Ok(Answer::Done {})
+        }
+        (Command::Status {}, phase) => Ok(Answer::Status(Status {
+            phase,
+            exit: None,
+            vcpu_tids: vec![std::process::id() as i32],
+            reboots: 0,
+            go_monotonic_nsec: 1,
+        })),
+        (Command::ConsoleTail {}, _) => Ok(Answer::Console { text: String::new() }),
+        (Command::ConsoleAttach { .. }, phase) if phase != Phase::Empty => {
+            told.descriptors.extend(descriptors);
+            Ok(Answer::Done {})
+        }
+        (Command::PowerButton {} | Command::Quit {}, _) => Ok(Answer::Done {}),
+        _ => refuse("wrong-phase"),
+    }
+}

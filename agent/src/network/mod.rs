@@ -1,0 +1,64 @@
+//! Policy of the machines' network: which bridge, which addresses, isolation, NAT, rates. Mechanism is `lathe-netshape`.
+//!
+//! Everything here is idempotent: asked twice it changes nothing, and what an earlier lathed left is taken over.
+
+pub mod allot;
+pub mod ports;
+
+use std::os::fd::OwnedFd;
+
+use lathe_netshape::Prefix;
+
+use crate::launcher::Pending;
+use crate::problem::Problem;
+
+/// How machines are connected.
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    /// The bridge, made when it is not there.
+    pub bridge: String,
+    /// The bridge's own IPv4 address and the prefix that machines get addresses from.
+    pub ipv4: Prefix,
+    /// The same for IPv6.
+    pub ipv6: Option<Prefix>,
+    /// Masquerade what leaves the prefix.
+    pub nat: bool,
+    /// Machines cannot talk to each other, only to the host and beyond.
+    pub isolated: bool,
+}
+
+/// A machine's port as it is now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortState {
+    /// bit/s towards the guest; `None` is unlimited.
+    pub to_guest: Option<u64>,
+    /// bit/s from the guest; `None` is unlimited.
+    pub from_guest: Option<u64>,
+}
+
+/// Cumulative bytes of a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortBytes {
+    /// Towards the guest.
+    pub to_guest: u64,
+    /// From the guest.
+    pub from_guest: u64,
+}
+
+/// Ports of machines on the bridge.
+pub trait Ports: Send + Sync {
+    /// Makes the bridge and its NAT as configured.
+    fn prepare(&self) -> Pending<'_, Result<(), Problem>>;
+    /// Makes the port; its queue, unless a running monitor holds it.
+    fn ensure<'a>(&'a self, tap: &'a str, mac: [u8; 6]) -> Pending<'a, Result<Option<OwnedFd>, Problem>>;
+    /// Removes the port with all that belongs to it.
+    fn remove<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<(), Problem>>;
+    /// Sets both directions to `bit_per_sec`, 0 is unlimited; says what is in force then.
+    fn limit<'a>(&'a self, tap: &'a str, bit_per_sec: u64) -> Pending<'a, Result<PortState, Problem>>;
+    /// What is in force.
+    fn read<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<PortState, Problem>>;
+    /// What went through.
+    fn bytes<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<PortBytes, Problem>>;
+    /// All ports of machines that there are, by tap.
+    fn list(&self) -> Pending<'_, Result<Vec<String>, Problem>>;
+}

@@ -1,0 +1,135 @@
+//! [`Ports`] over `lathe-netshape`.
+
+use std::future::Future;
+use std::os::fd::OwnedFd;
+
+use lathe_netshape::{
+    BitRate, Bridge, IfName, LinkKind, Mac, Nat, Netlink, Network, Patch, PortFd, PortSpec, RatePatch,
+    Shaping, ShapingState,
+};
+
+use super::{NetworkConfig, PortBytes, PortState, Ports};
+use crate::launcher::Pending;
+use crate::problem::Problem;
+
+/// The host's kernel.
+pub struct KernelPorts {
+    netlink: Netlink,
+    bridge: IfName,
+    config: NetworkConfig,
+}
+
+fn failed(what: String) -> impl FnOnce(lathe_netshape::Error) -> Problem {
+    move |cause| Problem::internal(what, cause)
+}
+
+fn link(tap: &str) -> Result<IfName, Problem> {
+    IfName::new(tap).map_err(failed(format!("tap {tap}")))
+}
+
+impl KernelPorts {
+    /// Connects to rtnetlink; needs CAP_NET_ADMIN for everything that changes something.
+    ///
+    /// # Errors
+    /// `internal` when the bridge's name is bad or netlink is not there.
+    pub fn connect(config: NetworkConfig) -> Result<Self, Problem> {
+        let bridge = link(&config.bridge)?;
+        let (netlink, connection) =
+            Netlink::connect().map_err(failed("cannot reach rtnetlink".to_owned()))?;
+        tokio::spawn(connection);
+        Ok(Self { netlink, bridge, config })
+    }
+
+    async fn make_bridge(&self) -> Result<(), Problem> {
+        let prefixes: Vec<_> = [Some(self.config.ipv4), self.config.ipv6].into_iter().flatten().collect();
+        let made = Bridge::ensure(&self.netlink, &self.bridge, &prefixes, None).await;
+        made.map_err(failed(format!("cannot make bridge {}", self.bridge)))?;
+        if !self.config.nat {
+            return Ok(());
+        }
+        let bridge = self.bridge.clone();
+        let ensured = tokio::task::spawn_blocking(move || Nat::new().ensure(&bridge, &prefixes)).await;
+        let ensured = ensured.map_err(|cause| Problem::internal("cannot set up NAT", cause))?;
+        ensured.map_err(|cause| Problem::internal("cannot set up NAT", cause).fix("lathe doctor"))
+    }
+}
+
+fn port_state(state: &ShapingState) -> PortState {
+    PortState {
+        to_guest: state.to_guest.rate.map(|rate| rate.0),
+        from_guest: state.from_guest.rate.map(|rate| rate.0),
+    }
+}
+
+/// Boxes a future and says what failed.
+fn boxed<'a, T: 'a>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'a,
+) -> Pending<'a, Result<T, Problem>> {
+    Box::pin(work)
+}
+
+impl Ports for KernelPorts {
+    fn prepare(&self) -> Pending<'_, Result<(), Problem>> {
+        boxed(self.make_bridge())
+    }
+
+    fn ensure<'a>(&'a self, tap: &'a str, mac: [u8; 6]) -> Pending<'a, Result<Option<OwnedFd>, Problem>> {
+        boxed(async move {
+            let name = link(tap)?;
+            let spec = PortSpec {
+                tap: &name,
+                bridge: &self.bridge,
+                owner: None,
+                mtu: None,
+                guest_mac: Some(Mac(mac)),
+                isolated: self.config.isolated,
+            };
+            let port = Network::ensure(&self.netlink, &spec).await;
+            match port.map_err(failed(format!("cannot make tap {tap}")))?.fd {
+                PortFd::Open(queue) => Ok(Some(queue)),
+                PortFd::HeldElsewhere => Ok(None),
+            }
+        })
+    }
+
+    fn remove<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<(), Problem>> {
+        boxed(async move {
+            let removed = Network::remove(&self.netlink, &link(tap)?).await;
+            removed.map(|_| ()).map_err(failed(format!("cannot remove tap {tap}")))
+        })
+    }
+
+    fn limit<'a>(&'a self, tap: &'a str, bit_per_sec: u64) -> Pending<'a, Result<PortState, Problem>> {
+        boxed(async move {
+            let patch = || if bit_per_sec == 0 { Patch::Unlimited } else { Patch::Set(BitRate(bit_per_sec)) };
+            let patch = RatePatch { to_guest: patch(), from_guest: patch() };
+            let state = Shaping::apply(&self.netlink, &link(tap)?, &patch).await;
+            state.map(|state| port_state(&state)).map_err(failed(format!("cannot set the rate of tap {tap}")))
+        })
+    }
+
+    fn read<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<PortState, Problem>> {
+        boxed(async move {
+            let state = Shaping::read(&self.netlink, &link(tap)?).await;
+            state
+                .map(|state| port_state(&state))
+                .map_err(failed(format!("cannot read the rate of tap {tap}")))
+        })
+    }
+
+    fn bytes<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<PortBytes, Problem>> {
+        boxed(async move {
+            let stats = Network::stats(&self.netlink, &link(tap)?).await;
+            let stats = stats.map_err(failed(format!("cannot read the counters of tap {tap}")))?;
+            Ok(PortBytes { to_guest: stats.to_guest_bytes, from_guest: stats.from_guest_bytes })
+        })
+    }
+
+    fn list(&self) -> Pending<'_, Result<Vec<String>, Problem>> {
+        boxed(async move {
+            let found = Network::list(&self.netlink).await.map_err(failed("cannot list taps".to_owned()))?;
+            let taps = found.into_iter().filter(|link| matches!(link.kind, LinkKind::Tap));
+            Ok(taps.map(|link| link.name.to_string()).collect())
+        })
+    }
+}

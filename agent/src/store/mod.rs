@@ -1,0 +1,322 @@
+//! The store: one SQLite file, `lathe.db`, with one row per machine.
+//!
+//! Everything that lathed promises is in here before it is acknowledged: WAL with `synchronous=FULL`, one writer thread that owns the
+//! connection, one transaction per change. A machine's row carries its state, and a state in between is the intent to finish or undo
+//! (see `machines::life`), so there is no second table that could disagree with the first.
+//!
+//! The file says which schema it has (`user_version`). An older one is migrated after a copy was made beside it; a newer one is refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use rusqlite::{Connection, OpenFlags, Transaction, params};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::machines::record::Record;
+use crate::problem::Problem;
+
+/// The schema that this build writes.
+const SCHEMA_VERSION: i64 = 1;
+/// Changes waiting for the writer thread before callers wait.
+const QUEUE: usize = 64;
+/// How each schema version comes from the one before, from version 0 (an empty file) on.
+const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
+    // `cid` and `address` repeat what is in `record`, for uniqueness' sake.
+    "CREATE TABLE machine (
+        name    TEXT PRIMARY KEY NOT NULL,
+        cid     INTEGER NOT NULL UNIQUE,
+        address INTEGER UNIQUE,
+        record  TEXT NOT NULL
+     ) STRICT, WITHOUT ROWID;
+     CREATE TABLE fact (
+        key   TEXT PRIMARY KEY NOT NULL,
+        value TEXT NOT NULL
+     ) STRICT, WITHOUT ROWID;",
+];
+
+/// A change to make durable.
+#[derive(Debug)]
+pub enum Change {
+    /// Inserts a machine whose name must be free.
+    Insert(Box<Record>),
+    /// Replaces a machine's row.
+    Put(Box<Record>),
+    /// Removes a machine's row, if it is there.
+    Delete(String),
+    /// Sets a fact about the host, such as `boot_id`.
+    Fact(&'static str, String),
+}
+
+struct Job {
+    change: Change,
+    done: oneshot::Sender<Result<(), Problem>>,
+}
+
+/// What is in the store when it is opened.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// All machines, by name.
+    pub machines: Vec<Record>,
+    /// Id of the host's boot when lathed last ran.
+    pub boot_id: Option<String>,
+}
+
+/// Handle of the writer thread; the thread ends with the last handle.
+#[derive(Clone, Debug)]
+pub struct Store {
+    jobs: mpsc::Sender<Job>,
+}
+
+fn failed(what: &str) -> impl Fn(rusqlite::Error) -> Problem + '_ {
+    move |cause| Problem { code: "store", ..Problem::internal(format!("the store: {what}"), cause) }
+}
+
+impl Store {
+    /// Opens or makes the store in `folder`.
+    ///
+    /// # Errors
+    /// `store` when the file cannot be opened, is damaged, or is of a newer lathed.
+    pub fn open(folder: &Path) -> Result<(Self, Contents), Problem> {
+        let path = folder.join("lathe.db");
+        let mut connection = connect(&path)?;
+        migrate(&mut connection, &path)?;
+        let contents = read(&connection)?;
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || write_all(connection, queue))
+            .map_err(|cause| Problem::internal("cannot start the store's thread", cause))?;
+        Ok((Self { jobs }, contents))
+    }
+
+    /// Makes `change` durable; when this returns it survives a power cut.
+    ///
+    /// # Errors
+    /// `store` when it could not be written; then nothing changed.
+    pub async fn apply(&self, change: Change) -> Result<(), Problem> {
+        let (done, result) = oneshot::channel();
+        let gone = || Problem::internal("the store", "its thread is gone");
+        self.jobs.send(Job { change, done }).await.map_err(|_| gone())?;
+        result.await.map_err(|_| gone())?
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection, Problem> {
+    let opening = format!("cannot open {}", path.display());
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed(&opening))?;
+    let pragmas = "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=2000; \
+                   PRAGMA trusted_schema=OFF; PRAGMA locking_mode=EXCLUSIVE;";
+    // Takes the exclusive lock now, so that a second lathed fails here and not later.
+    let locked =
+        connection.execute_batch(pragmas).and_then(|()| connection.execute_batch("BEGIN IMMEDIATE; COMMIT;"));
+    locked.map_err(|cause| {
+        let busy = cause.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy);
+        let problem = failed(&opening)(cause);
+        if !busy {
+            return problem;
+        }
+        problem
+            .detail("is another lathed running with the same state directory?")
+            .fix("systemctl status lathed")
+    })?;
+    Ok(connection)
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Problem> {
+    let read = "SELECT user_version FROM pragma_user_version";
+    let version: i64 =
+        connection.query_row(read, [], |row| row.get(0)).map_err(failed("cannot read its version"))?;
+    if version > SCHEMA_VERSION {
+        let message = format!(
+            "{} has schema {version}, this lathed knows up to {SCHEMA_VERSION}: it was written by a newer lathed",
+            path.display()
+        );
+        return Err(Problem::new(crate::problem::Kind::Internal, "store", message)
+            .fix("install the newer release again, or restore the copy lathe.db.schema-*"));
+    }
+    if version == SCHEMA_VERSION {
+        return Ok(());
+    }
+    if version > 0 {
+        back_up(connection, &path.with_extension(format!("db.schema-{version}")))?;
+    }
+    let transaction = connection.transaction().map_err(failed("cannot migrate"))?;
+    for statements in MIGRATIONS.iter().skip(usize::try_from(version).unwrap_or(0)) {
+        transaction.execute_batch(statements).map_err(failed("cannot migrate"))?;
+    }
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(failed("cannot migrate"))?;
+    transaction.commit().map_err(failed("cannot migrate"))
+}
+
+fn back_up(connection: &Connection, copy: &PathBuf) -> Result<(), Problem> {
+    // An unfinished copy of an earlier attempt would make VACUUM INTO fail.
+    match fs::remove_file(copy) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Problem::internal(format!("cannot replace {}", copy.display()), cause));
+        }
+        _ => {}
+    }
+    let target = copy.to_string_lossy().into_owned();
+    connection.execute("VACUUM INTO ?1", [target]).map_err(failed("cannot copy it before migrating"))?;
+    Ok(())
+}
+
+fn read(connection: &Connection) -> Result<Contents, Problem> {
+    let what = "cannot read it";
+    let mut statement =
+        connection.prepare("SELECT name, record FROM machine ORDER BY name").map_err(failed(what))?;
+    let rows = statement
+        .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))
+        .map_err(failed(what))?;
+    let mut contents = Contents::default();
+    for row in rows {
+        let (name, text) = row.map_err(failed(what))?;
+        let record = serde_json::from_str(&text)
+            .map_err(|cause| Problem::internal(format!("the store: the row of machine {name}"), cause))?;
+        contents.machines.push(record);
+    }
+    let boot_id = connection.query_row("SELECT value FROM fact WHERE key = 'boot_id'", [], |row| row.get(0));
+    contents.boot_id = match boot_id {
+        Ok(value) => Some(value),
+        Err(rusqlite::Error::QueryReturnedNoRows) => None,
+        Err(cause) => return Err(failed(what)(cause)),
+    };
+    Ok(contents)
+}
+
+fn write_all(mut connection: Connection, mut queue: mpsc::Receiver<Job>) {
+    while let Some(job) = queue.blocking_recv() {
+        let result = connection
+            .transaction()
+            .map_err(failed("cannot write"))
+            .and_then(|transaction| write(&transaction, &job.change).map(|()| transaction))
+            .and_then(|transaction| transaction.commit().map_err(failed("cannot write")));
+        // Whoever asked may have gone; the change stands all the same.
+        let _ = job.done.send(result);
+    }
+}
+
+fn write(transaction: &Transaction<'_>, change: &Change) -> Result<(), Problem> {
+    let row = |record: &Record| {
+        let address = record.net.as_ref().map(|net| net.index as i64);
+        serde_json::to_string(record)
+            .map(|text| (record.name.clone(), record.cid, address, text))
+            .map_err(|cause| Problem::internal(format!("cannot encode machine {}", record.name), cause))
+    };
+    let changed = match change {
+        Change::Insert(record) => {
+            let (name, cid, address, text) = row(record)?;
+            let sql = "INSERT INTO machine (name, cid, address, record) VALUES (?1, ?2, ?3, ?4)";
+            transaction.execute(sql, params![name, cid, address, text])
+        }
+        Change::Put(record) => {
+            let (name, cid, address, text) = row(record)?;
+            let sql = "UPDATE machine SET cid = ?2, address = ?3, record = ?4 WHERE name = ?1";
+            transaction.execute(sql, params![name, cid, address, text])
+        }
+        Change::Delete(name) => transaction.execute("DELETE FROM machine WHERE name = ?1", [name]),
+        Change::Fact(key, value) => {
+            let sql = "INSERT INTO fact VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
+            transaction.execute(sql, params![key, value])
+        }
+    };
+    let changed = changed.map_err(failed("cannot write"))?;
+    match change {
+        Change::Put(record) if changed != 1 => {
+            Err(Problem::internal("the store", format!("machine {} has no row", record.name)))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machines::life::Life;
+    use crate::machines::record::tests::record;
+
+    fn reopen(folder: &Path) -> Contents {
+        // The writer thread of a dropped store ends when it sees that no handle is left: wait for its lock.
+        for _ in 0..500 {
+            if let Ok((_store, contents)) = Store::open(folder) {
+                return contents;
+            }
+        }
+        panic!("the store stays locked");
+    }
+
+    #[tokio::test]
+    async fn what_was_acknowledged_is_there_after_a_crash() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, contents) = Store::open(folder.path()).unwrap();
+        assert!(contents.machines.is_empty());
+        let mut machine = record("demo");
+        machine.life = Life::Creating;
+        store.apply(Change::Insert(Box::new(machine.clone()))).await.unwrap();
+        store.apply(Change::Fact("boot_id", "b1".to_owned())).await.unwrap();
+        // A crash now: the copy of the files is what a reboot would find, with the writer still holding them open.
+        let crashed = tempfile::tempdir().unwrap();
+        for name in ["lathe.db", "lathe.db-wal"] {
+            fs::copy(folder.path().join(name), crashed.path().join(name)).unwrap();
+        }
+        let contents = reopen(crashed.path());
+        assert_eq!(contents.machines, [machine]);
+        assert_eq!(contents.boot_id.as_deref(), Some("b1"));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_never_committed_leaves_the_old_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(folder.path()).unwrap();
+        let machine = record("demo");
+        store.apply(Change::Insert(Box::new(machine.clone()))).await.unwrap();
+        drop(store);
+        let mut crashed = loop {
+            if let Ok(connection) = connect(&folder.path().join("lathe.db")) {
+                break connection;
+            }
+        };
+        let transaction = crashed.transaction().unwrap();
+        let mut changed = machine.clone();
+        changed.revision = 9;
+        write(&transaction, &Change::Put(Box::new(changed))).unwrap();
+        drop(transaction);
+        drop(crashed);
+        assert_eq!(reopen(folder.path()).machines, [machine]);
+    }
+
+    #[tokio::test]
+    async fn names_and_context_ids_are_unique() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(folder.path()).unwrap();
+        store.apply(Change::Insert(Box::new(record("a")))).await.unwrap();
+        assert!(store.apply(Change::Insert(Box::new(record("a")))).await.is_err());
+        assert!(store.apply(Change::Insert(Box::new(record("b")))).await.is_err(), "same cid");
+        store.apply(Change::Delete("a".to_owned())).await.unwrap();
+        store.apply(Change::Insert(Box::new(record("b")))).await.unwrap();
+        assert!(store.apply(Change::Put(Box::new(record("a")))).await.is_err(), "no such row");
+    }
+
+    #[tokio::test]
+    async fn a_second_lathed_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_store, _) = Store::open(folder.path()).unwrap();
+        let problem = Store::open(folder.path()).unwrap_err();
+        assert_eq!(problem.code, "store");
+        assert!(problem.detail.contains("another lathed"), "{problem}");
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lathe.db");
+        Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        let problem = Store::open(folder.path()).unwrap_err();
+        assert!(problem.message.contains("schema 99"), "{problem}");
+    }
+}

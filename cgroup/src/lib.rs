@@ -1,0 +1,45 @@
+//! Cgroup v2 mechanism of Lathe, one file per controller.
+//!
+//! Everything here works below **one delegated cgroup**, whose path is an argument. Nothing above it is ever read for a
+//! decision or written, no policy is known (what share, which tier: the agent's business), nothing is remembered: the
+//! kernel's files are the state, so that an agent that was restarted finds everything again.
+//!
+//! ```text
+//! lathe.slice/lathe-vm@web.service      the unit's cgroup: systemd's and root's, never the monitor's or ours
+//! ├─ .control                           systemd's control processes (ExecStartPost= and the like), left alone
+//! └─ machine/        "domain threaded": memory, io, pids   ┐
+//!    ├─ vcpu/        threaded: cpu of the vCPU threads     ├ owned by user `lathe`
+//!    └─ vmm/         threaded: cpu of all other threads    ┘
+//! ```
+//!
+//! | file | what |
+//! |---|---|
+//! | [`tree`] | the tree above: prepared by the root helper, opened by the agent, removed |
+//! | [`cpu`], [`memory`], [`pids`], [`io`], [`pressure`] | one kernel controller each |
+//! | [`usage`] | everything that a machine uses, in one reading |
+//! | `file`, `hierarchy`, `error` | the only code that touches files; cgroups-rs rooted at our path; what went wrong, where, and what to check |
+//!
+//! Kernel: `Documentation/admin-guide/cgroup-v2.rst` ("Threads", "No Internal Process Constraint", "Delegation").
+
+pub mod cpu;
+mod error;
+mod file;
+mod hierarchy;
+pub mod io;
+pub mod memory;
+pub mod pids;
+pub mod pressure;
+#[cfg(test)]
+mod testing;
+pub mod tree;
+pub mod units;
+pub mod usage;
+
+pub use cpu::{CpuGroup, CpuLimits, CpuPatch, CpuUsage};
+pub use error::Error;
+pub use io::IoUsage;
+pub use memory::{MemoryEvents, MemoryLimits, MemoryPatch, MemoryUsage};
+pub use pressure::{Pressure, PressureUsage};
+pub use tree::{MachineTree, Owner, Removal};
+pub use units::{Bytes, MilliCpu, Patch};
+pub use usage::Usage;

@@ -1,0 +1,95 @@
+//! What can go wrong on the network: what was tried on which interface, what the kernel said, what to check.
+
+use std::io;
+
+use crate::name::IfName;
+use crate::tap::TapError;
+
+/// Whether an operation had anything to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The kernel's state was changed.
+    Changed,
+    /// It was that way already.
+    Unchanged,
+}
+
+/// An operation on links, addresses or queues that did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused.
+    #[error("cannot {action} {link}; check: {check}")]
+    Kernel {
+        /// What was tried.
+        action: &'static str,
+        /// On which interface.
+        link: String,
+        /// What to look at.
+        check: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// No netlink socket.
+    #[error("cannot open a netlink socket")]
+    Socket(#[source] io::Error),
+    /// There is no such interface.
+    #[error("there is no interface {0}")]
+    NoLink(IfName),
+    /// An interface of that name is of another kind: somebody else's.
+    #[error("interface {link} exists but is a {kind}, not a {wanted}; check: rename or remove it")]
+    Foreign {
+        /// The interface.
+        link: IfName,
+        /// What it is.
+        kind: String,
+        /// What was needed.
+        wanted: &'static str,
+    },
+    /// A value was accepted but is not what the kernel shows afterwards.
+    #[error("{what} of {link} was set to {wrote}, the kernel shows {shows}")]
+    ReadBack {
+        /// What was written.
+        what: &'static str,
+        /// The interface.
+        link: String,
+        /// Written.
+        wrote: String,
+        /// Shown.
+        shows: String,
+    },
+    /// No name for an interface.
+    #[error("{0:?} is no interface name: 1 to 15 of A-Z a-z 0-9 . _ -, not `.` or `..`")]
+    Name(String),
+    /// No address with a prefix length.
+    #[error("{0:?} is no address with a prefix length, as in 10.77.0.1/16 or fd77::1/64")]
+    Prefix(String),
+    /// A rate that cannot be enforced.
+    #[error("a rate of {asked} bit/s is outside {least} to {most} bit/s")]
+    Rate {
+        /// Asked, bit/s.
+        asked: u64,
+        /// The least.
+        least: u64,
+        /// The most.
+        most: u64,
+    },
+    /// The tap itself.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+}
+
+/// What to check, by the kernel's answer.
+pub(crate) fn check_for(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "CAP_NET_ADMIN of this service",
+        Some(libc::ENODEV) => "the interface was removed meanwhile",
+        Some(libc::ENOENT | libc::EOPNOTSUPP) => {
+            "kernel modules: bridge, tun, ifb, sch_htb, sch_fq_codel, sch_ingress, cls_u32, act_mirred"
+        }
+        Some(libc::EBUSY) => "another process holds it",
+        Some(libc::EEXIST) => "the name is taken",
+        Some(libc::ENOBUFS | libc::ENOMEM) => "memory of the host",
+        _ => "the kernel log",
+    }
+}

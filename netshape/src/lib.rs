@@ -1,0 +1,52 @@
+//! Network mechanism of Lathe: bridge, tap, rates, NAT. Over rtnetlink and the tun ioctls; NAT by `nft`.
+//!
+//! No policy (which rate, which address: the agent's business) and no runtime of its own: the async functions run on
+//! the caller's tokio. **The kernel is the state**: every `ensure` finds what is there, changes only what differs, and
+//! gives the same result the second time, so an agent that was killed half-way simply asks again.
+//!
+//! ```text
+//!              ┌───────────── host ───────────────────────────────────────────┐
+//!  guest ◄──►  tap lt-web  ── root qdisc: HTB 1:1 (rate to the guest) + leaf  │
+//!              │    └─ clsact ingress: u32 match all ─► mirred redirect       │
+//!              │             li-web (ifb) ── root qdisc: HTB 1:1 (rate from   │
+//!              │    ┌──────────────┘ the guest) + leaf; then back to the tap  │
+//!              │  bridge lathe0, addresses, NAT in nftables table `lathe`     │
+//!              └──────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! | file | what |
+//! |---|---|
+//! | [`bridge`], [`tap`], [`port`] | the host's bridge; a tap's queue; a machine's place on the bridge |
+//! | [`shape`] | rates in both directions, in place, and what went through |
+//! | [`nat`] | masquerading and published ports |
+//! | [`rate`], [`name`], [`addr`] | amounts, interface names, addresses |
+//! | [`codec`] | HTB and TBF as the kernel has them, which netlink-packet-route lacks |
+//! | `netlink` | the only folder that knows rtnetlink |
+//!
+//! Unsafe code is in `tap` only.
+
+#![deny(unsafe_code)]
+
+pub mod addr;
+pub mod bridge;
+pub mod codec;
+mod error;
+pub mod name;
+pub mod nat;
+mod netlink;
+pub mod port;
+pub mod rate;
+pub mod shape;
+#[allow(unsafe_code, reason = "the tun ioctls")]
+pub mod tap;
+
+pub use addr::{Mac, Prefix, mac_for};
+pub use bridge::Bridge;
+pub use error::{Error, Outcome};
+pub use name::IfName;
+pub use nat::{Nat, NatError, Proto, Publish};
+pub use netlink::Netlink;
+pub use port::{FoundLink, LinkKind, LinkStats, Network, Port, PortFd, PortSpec};
+pub use rate::{BitRate, Patch, RatePatch};
+pub use shape::{Direction, Shaping, ShapingState};
+pub use tap::{Tap, TapError};

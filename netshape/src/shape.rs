@@ -1,0 +1,277 @@
+//! Rates of a machine, in both directions, changed in place, read back, and counted.
+//!
+//! Each direction is one HTB class with a leaf, on the device where the traffic **leaves** towards its side: to the
+//! guest on the tap itself, from the guest on an ifb to which the tap's ingress is redirected. A shaper, not a policer: what
+//! is too much waits and TCP slows down smoothly; a policer drops, and TCP gets a part of the rate only.
+//!
+//! HTB rather than TBF: its class is changed without touching the leaf, so **no packet is lost on a change**; and it
+//! charges a large GSO packet afterwards (tokens go below zero), so the rate is exact without cutting it into segments.
+//! The leaf is fq_codel where the kernel has it, else a byte-limited FIFO of 50 ms.
+//!
+//! A direction that was never limited has no queue at all, and for what comes from the guest no ifb. One that was limited
+//! and is set free gets a rate beyond any device: to take the queue away would drop what is in it.
+
+use std::io;
+
+use netlink_packet_route::link::InfoKind;
+use netlink_packet_route::tc::{TcHandle, TcOption, TcQdiscFqCodelOption};
+
+use crate::codec::{HtbClass, HtbQdisc, ticks_of};
+use crate::error::Error;
+use crate::name::IfName;
+use crate::netlink::{At, CLSACT, Existing, Link, LinkChange, Netlink, TcObject, failed};
+use crate::rate::{BitRate, Patch, RatePatch, UNLIMITED};
+
+const HTB: &str = "htb";
+const ROOT: At = At { handle: TcHandle { major: 1, minor: 0 }, parent: TcHandle::ROOT };
+const CLASS: At = At { handle: TcHandle { major: 1, minor: 1 }, parent: TcHandle { major: 1, minor: 0 } };
+const LEAF: At = At { handle: TcHandle { major: 0x10, minor: 0 }, parent: TcHandle { major: 1, minor: 1 } };
+const INGRESS: At = At { handle: CLSACT, parent: TcHandle::CLSACT };
+
+const FQ_CODEL: &str = "fq_codel";
+const FQ_CODEL_INTERVAL_USEC: u32 = 100_000;
+const FIFO: &str = "bfifo";
+/// HTB's divisor where a class names no quantum; ours do.
+const RATE2QUANTUM: u32 = 10;
+/// Bytes for each turn: a few frames. With one class it only keeps the kernel from warning about its own choice.
+const QUANTUM_BYTES: u32 = 4 * 1514;
+/// Frames that wait on the ifb before its queue is asked; the driver's default of 32 is for a card.
+const IFB_QUEUE_FRAMES: u32 = 1_000;
+
+/// Rates of machines.
+pub struct Shaping;
+
+/// Both directions of a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShapingState {
+    /// What the guest receives.
+    pub to_guest: Direction,
+    /// What the guest sends.
+    pub from_guest: Direction,
+}
+
+/// One direction: its rate, and what went through its queue. All zero where there is no queue, because the direction
+/// was never limited: the link's own counters count then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Direction {
+    /// `None` is unlimited.
+    pub rate: Option<BitRate>,
+    /// L2 bytes sent, each segment with its own header.
+    pub bytes: u64,
+    /// Packets sent, as tc counts them: each segment of a large one, but none for a large one that a guest handed over,
+    /// because a guest does not say how many it will be.
+    pub packets: u64,
+    /// Packets dropped because the queue was full, or by CoDel.
+    pub drops: u64,
+    /// How often a packet had to wait for the rate.
+    pub overlimits: u64,
+    /// Bytes waiting now.
+    pub backlog_bytes: u64,
+    /// Packets waiting now.
+    pub queued_packets: u64,
+}
+
+impl Shaping {
+    /// Changes rates in place and returns what the kernel shows afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Rate`] before anything is changed; [`Error::NoLink`], [`Error::Kernel`], [`Error::ReadBack`].
+    pub async fn apply(nl: &Netlink, tap: &IfName, patch: &RatePatch) -> Result<ShapingState, Error> {
+        patch.check()?;
+        let link = nl.link_of_kind(tap, "tun").await?;
+        if let Some(rate) = wanted(patch.to_guest) {
+            let shaped = root_of(nl, tap, link.index).await?.is_some();
+            if shaped || rate != UNLIMITED {
+                shape_link(nl, tap, link.index, rate).await?;
+            }
+        }
+        if let Some(rate) = wanted(patch.from_guest) {
+            let ifb = IfName::ifb_of(tap)?;
+            let there = nl.link(&ifb).await?;
+            if there.is_some() || rate != UNLIMITED {
+                let ifb_link = ensure_ifb(nl, &ifb, there).await?;
+                shape_link(nl, &ifb, ifb_link.index, rate).await?;
+                redirect(nl, tap, link.index, ifb_link.index).await?;
+            }
+        }
+        let state = Shaping::read(nl, tap).await?;
+        read_back(tap, patch.to_guest, state.to_guest.rate)?;
+        read_back(tap, patch.from_guest, state.from_guest.rate)?;
+        Ok(state)
+    }
+
+    /// Rates and counters as the kernel has them.
+    ///
+    /// # Errors
+    /// [`Error::NoLink`], [`Error::Kernel`].
+    pub async fn read(nl: &Netlink, tap: &IfName) -> Result<ShapingState, Error> {
+        let link = nl.link_of_kind(tap, "tun").await?;
+        let to_guest = read_direction(nl, tap, link.index).await?;
+        let ifb = IfName::ifb_of(tap)?;
+        let from_guest = match nl.link(&ifb).await? {
+            // An ifb to which nothing is sent, after a crash half-way, limits nothing.
+            Some(ifb_link) if redirects(nl, tap, link.index).await?.contains(&ifb_link.index) => {
+                read_direction(nl, &ifb, ifb_link.index).await?
+            }
+            _ => Direction::default(),
+        };
+        Ok(ShapingState { to_guest, from_guest })
+    }
+}
+
+fn wanted(patch: Patch<BitRate>) -> Option<BitRate> {
+    match patch {
+        Patch::Keep => None,
+        Patch::Set(rate) => Some(rate),
+        Patch::Unlimited => Some(UNLIMITED),
+    }
+}
+
+/// The kernel counts whole bytes per second, so a rate may be up to 7 bit/s more than was asked.
+fn read_back(tap: &IfName, patch: Patch<BitRate>, shown: Option<BitRate>) -> Result<(), Error> {
+    let good = match patch {
+        Patch::Keep => true,
+        Patch::Unlimited => shown.is_none(),
+        Patch::Set(rate) => shown == Some(BitRate(rate.bytes_per_sec() * 8)),
+    };
+    if good {
+        return Ok(());
+    }
+    Err(Error::ReadBack {
+        what: "a rate",
+        link: tap.to_string(),
+        wrote: format!("{patch:?}"),
+        shows: shown.map_or("unlimited".into(), |rate| rate.to_string()),
+    })
+}
+
+/// The root HTB, if it is ours.
+async fn root_of(nl: &Netlink, name: &IfName, index: u32) -> Result<Option<TcObject>, Error> {
+    let qdiscs = nl.qdiscs(index).await.map_err(failed("read the queues of", name))?;
+    Ok(qdiscs.into_iter().find(|q| q.kind == HTB && q.handle == ROOT.handle && q.parent == TcHandle::ROOT))
+}
+
+/// One HTB class with its leaf on a link; changes what is there in place.
+async fn shape_link(nl: &Netlink, name: &IfName, index: u32, rate: BitRate) -> Result<(), Error> {
+    if root_of(nl, name, index).await?.is_none() {
+        let options =
+            HtbQdisc { default_class: CLASS.handle.minor.into(), rate2quantum: RATE2QUANTUM }.to_bytes();
+        nl.set_qdisc(index, ROOT, HTB, Some(options), Existing::Replace)
+            .await
+            .map_err(failed("add an HTB queue to", name))?;
+    }
+    let bytes_per_sec = rate.bytes_per_sec();
+    let buffer_ticks = ticks_of(rate.burst_bytes(), bytes_per_sec);
+    let class = HtbClass {
+        rate_bytes_per_sec: bytes_per_sec,
+        ceil_bytes_per_sec: bytes_per_sec,
+        buffer_ticks,
+        cbuffer_ticks: buffer_ticks,
+        quantum_bytes: QUANTUM_BYTES,
+        prio: 0,
+    };
+    let classes = nl.classes(index).await.map_err(failed("read the classes of", name))?;
+    let there = classes.iter().find(|c| c.handle == CLASS.handle).map(|c| HtbClass::parse(&c.options));
+    if there != Some(Ok(class)) {
+        let existing = if there.is_some() { Existing::Change } else { Existing::Fail };
+        nl.set_class(index, CLASS, HTB, class.to_bytes(), existing)
+            .await
+            .map_err(failed("set the rate of", name))?;
+    }
+    set_leaf(nl, name, index, rate).await
+}
+
+/// The leaf: fq_codel, or a FIFO where the kernel has none.
+async fn set_leaf(nl: &Netlink, name: &IfName, index: u32, rate: BitRate) -> Result<(), Error> {
+    let qdiscs = nl.qdiscs(index).await.map_err(failed("read the queues of", name))?;
+    let there =
+        qdiscs.iter().find(|q| q.handle == LEAF.handle && q.parent == LEAF.parent).map(|q| q.kind.as_str());
+    let target_usec = rate.codel_target_usec();
+    let options = || {
+        vec![
+            TcOption::FqCodel(TcQdiscFqCodelOption::Target(target_usec)),
+            TcOption::FqCodel(TcQdiscFqCodelOption::Interval(
+                FQ_CODEL_INTERVAL_USEC.max(target_usec.saturating_mul(2)),
+            )),
+        ]
+    };
+    let limit = rate.queue_bytes().to_ne_bytes().to_vec();
+    let result = match there {
+        Some(FQ_CODEL) => nl.set_known_qdisc(index, LEAF, FQ_CODEL, options(), Existing::Change).await,
+        Some(FIFO) => nl.set_qdisc(index, LEAF, FIFO, Some(limit), Existing::Change).await,
+        _ => match nl.set_known_qdisc(index, LEAF, FQ_CODEL, options(), Existing::Replace).await {
+            Err(error) if is_unknown_kind(&error) => {
+                nl.set_qdisc(index, LEAF, FIFO, Some(limit), Existing::Replace).await
+            }
+            result => result,
+        },
+    };
+    result.map_err(failed("add a leaf queue to", name))
+}
+
+/// What the kernel answers for a qdisc that it has neither built in nor as a module.
+fn is_unknown_kind(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP))
+}
+
+async fn ensure_ifb(nl: &Netlink, name: &IfName, there: Option<Link>) -> Result<Link, Error> {
+    let link = match there {
+        Some(link) if link.kind == "ifb" => link,
+        Some(link) => {
+            return Err(Error::Foreign { link: name.clone(), kind: link.kind_or_hardware(), wanted: "ifb" });
+        }
+        None => {
+            nl.add_link(name, InfoKind::Ifb).await.map_err(failed("make the ifb", name))?;
+            nl.link_of_kind(name, "ifb").await?
+        }
+    };
+    if !link.up {
+        nl.no_own_ipv6(link.index).await;
+        let change =
+            LinkChange { up: Some(true), queue_len: Some(IFB_QUEUE_FRAMES), ..LinkChange::default() };
+        nl.set_link(link.index, &change).await.map_err(failed("bring up", name))?;
+    }
+    Ok(link)
+}
+
+async fn redirects(nl: &Netlink, tap: &IfName, index: u32) -> Result<Vec<u32>, Error> {
+    let qdiscs = nl.qdiscs(index).await.map_err(failed("read the queues of", tap))?;
+    if !qdiscs.iter().any(|q| q.handle == CLSACT) {
+        return Ok(Vec::new());
+    }
+    nl.redirects(index).await.map_err(failed("read the filters of", tap))
+}
+
+/// Sends the tap's ingress through the ifb; nothing is touched where it does so already.
+async fn redirect(nl: &Netlink, tap: &IfName, index: u32, ifb: u32) -> Result<(), Error> {
+    if redirects(nl, tap, index).await? == [ifb] {
+        return Ok(());
+    }
+    let qdiscs = nl.qdiscs(index).await.map_err(failed("read the queues of", tap))?;
+    if qdiscs.iter().any(|q| q.handle == CLSACT) {
+        // A filter to an ifb that is gone, or half made.
+        nl.remove_qdisc(index, INGRESS).await.map_err(failed("remove old filters of", tap))?;
+    }
+    nl.set_qdisc(index, INGRESS, "clsact", None, Existing::Fail)
+        .await
+        .map_err(failed("add clsact to", tap))?;
+    nl.add_redirect(index, ifb).await.map_err(failed("redirect what comes in on", tap))
+}
+
+async fn read_direction(nl: &Netlink, name: &IfName, index: u32) -> Result<Direction, Error> {
+    let Some(root) = root_of(nl, name, index).await? else { return Ok(Direction::default()) };
+    let classes = nl.classes(index).await.map_err(failed("read the classes of", name))?;
+    let class =
+        classes.iter().find(|c| c.handle == CLASS.handle).and_then(|c| HtbClass::parse(&c.options).ok());
+    let rate =
+        class.map(|c| BitRate(c.rate_bytes_per_sec.saturating_mul(8))).filter(|rate| *rate < UNLIMITED);
+    Ok(Direction {
+        rate,
+        bytes: root.bytes,
+        packets: root.packets,
+        drops: root.drops,
+        overlimits: root.overlimits,
+        backlog_bytes: root.backlog_bytes,
+        queued_packets: root.queued_packets,
+    })
+}

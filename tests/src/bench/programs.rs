@@ -1,0 +1,46 @@
+//! The release binaries that benchmarks and scenarios of the monitor alone put into a host, without the rest of the package.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace;
+
+/// The target of the static guest, as the package has it.
+const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+fn build(package: &str, statically: bool) -> Result<PathBuf> {
+    let mut command = Command::new("cargo");
+    command
+        .args(["build", "--release", "--quiet", "-p", package])
+        .current_dir(workspace::root())
+        .stdin(Stdio::null());
+    let mut built =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace::root().join("target"), PathBuf::from);
+    if statically {
+        command.args(["--target", STATIC_TARGET]).env("RUSTFLAGS", "-C target-feature=+crt-static");
+        built.push(STATIC_TARGET);
+    }
+    let status = command.status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo build --release -p {package} failed ({status})");
+    }
+    Ok(built.join("release").join(package))
+}
+
+/// Builds `lathe-vmm` and returns where it is.
+///
+/// # Errors
+/// It does not build.
+pub fn monitor() -> Result<PathBuf> {
+    build("lathe-vmm", false)
+}
+
+/// Builds the static `lathe-guest` and returns where it is.
+///
+/// # Errors
+/// It does not build.
+pub fn guest() -> Result<PathBuf> {
+    build("lathe-guest", true)
+}

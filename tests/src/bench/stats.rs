@@ -1,0 +1,67 @@
+//! Order statistics of a few measurements.
+
+use std::fmt;
+
+/// Measurements in the order in which they were taken.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Series(Vec<f64>);
+
+impl Series {
+    /// Adds one.
+    pub fn push(&mut self, value: f64) {
+        self.0.push(value);
+    }
+
+    /// The value below which `share` (0 to 1) of all lie, interpolated; not a number if there are none.
+    pub fn quantile(&self, share: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
+        let place = share.clamp(0.0, 1.0) * last as f64;
+        let below = place.floor() as usize;
+        let above = (below + 1).min(last);
+        sorted[below] + (sorted[above] - sorted[below]) * (place - below as f64)
+    }
+
+    /// The middle value.
+    pub fn median(&self) -> f64 {
+        self.quantile(0.5)
+    }
+
+    /// Each of these divided by the one of `other` taken in the same round.
+    pub fn ratios(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(ours, theirs)| ours / theirs).collect())
+    }
+
+    /// All of both.
+    pub fn joined(&self, other: &Self) -> Self {
+        Self(self.0.iter().chain(&other.0).copied().collect())
+    }
+}
+
+impl fmt::Display for Series {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [median, min, q1, q3, max] = [0.5, 0.0, 0.25, 0.75, 1.0].map(|share| self.quantile(share));
+        write!(f, "{median:8.1} {min:8.1} {q1:8.1} {q3:8.1} {max:8.1}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_interpolate() {
+        let series = Series(vec![4.0, 1.0, 3.0, 2.0]);
+        assert_eq!(series.median(), 2.5);
+        assert_eq!(series.quantile(0.0), 1.0);
+        assert_eq!(series.quantile(1.0), 4.0);
+        assert!(Series::default().median().is_nan());
+    }
+
+    #[test]
+    fn ratios_pair_rounds() {
+        let ratios = Series(vec![2.0, 9.0]).ratios(&Series(vec![1.0, 3.0]));
+        assert_eq!(ratios, Series(vec![2.0, 3.0]));
+    }
+}

@@ -1,0 +1,574 @@
+//! Scenarios: end-to-end tests that read as sentences, on hosts that a group of them shares.
+//!
+//! ```text
+//! fn a_reboot_keeps_the_disk(hosts: &Hosts) {
+//!     let host = hosts.host(1);
+//!     host.run("echo kept >/root/note").expect_ok();
+//!     host.reboot();
+//!     host.run("cat /root/note").expect_ok().expect_stdout("kept");
+//! }
+//! ```
+//!
+//! A scenario fails by panicking, which every `expect_…` does with what was run and what came of it. A host that
+//! vanishes, or a command that stays silent, *before the scenario's first expectation* is an infrastructure failure:
+//! the consoles are saved, the scenario gets fresh hosts, at most [`RETRIES`] times, and every retry is counted aloud.
+//! The same holds at any time for an *emulated* host that vanishes with a panic of its own kernel on its console: QEMU's
+//! emulation of SVM corrupts a host's stack about once in a hundred nested boots, whatever runs there. A failed
+//! expectation is never retried.
+
+use std::cell::Cell;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::channel::{Captured, Channel, ExecError, Process};
+use crate::cli::{self, RETRIES};
+use crate::frame::ExecSpec;
+use crate::hosts::{HostSet, Plan};
+use crate::image::Image;
+use crate::qemu::Accel;
+use crate::{payload, place, transfer, workspace};
+
+/// How long a command of a scenario may take unless it says otherwise.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+
+/// A scenario's body.
+pub type Body = fn(&Hosts);
+
+/// Scenarios that share hosts, also with the groups before and after that need the same. One that fails leaves fresh ones to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Group {
+    /// Its name; a scenario is called `group::scenario`.
+    pub name: &'static str,
+    /// How many hosts.
+    pub hosts: usize,
+    /// Whether this workspace is installed on them.
+    pub lathe: bool,
+    /// Whether it measures: run on request only.
+    pub bench: bool,
+    /// Names and bodies, in the order in which they run.
+    pub scenarios: &'static [(&'static str, Body)],
+}
+
+/// The hosts that a scenario runs on.
+pub struct Hosts {
+    set: HostSet,
+    expected: Cell<bool>,
+    emulated: bool,
+}
+
+/// The payload of a panic that is no failed expectation.
+struct Infrastructure(String);
+
+impl Hosts {
+    /// Host `number`, counted from 1.
+    #[track_caller]
+    pub fn host(&self, number: usize) -> Host<'_> {
+        match self.set.channel(number) {
+            Ok(channel) => Host { hosts: self, number, channel },
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+
+    /// All hosts.
+    pub fn all(&self) -> Vec<Host<'_>> {
+        (1..=self.set.len()).map(|number| self.host(number)).collect()
+    }
+
+    /// Says something about the scenario's progress or a figure that it measured.
+    pub fn note(&self, text: &str) {
+        println!("    {text}");
+    }
+
+    /// From here on a failure is the scenario's own. Every `expect_…` does this.
+    pub fn expecting(&self) {
+        self.expected.set(true);
+    }
+
+    /// Ends the scenario because of what carries it, not because of what it tests.
+    #[track_caller]
+    fn lost(&self, what: String) -> ! {
+        if self.expected.get() && !self.emulated_kernel_panicked() {
+            panic!("{what}");
+        }
+        // No panic message: the runner prints it as what it is.
+        resume_unwind(Box::new(Infrastructure(what)))
+    }
+}
+
+impl Hosts {
+    /// Whether the console of an emulated host tells of the end of its kernel.
+    fn emulated_kernel_panicked(&self) -> bool {
+        let panicked = |number| {
+            let console = fs::read(crate::qemu::path_of(self.set.directory(), number, "console.log"));
+            console
+                .is_ok_and(|console| String::from_utf8_lossy(&console).contains("Kernel panic - not syncing"))
+        };
+        self.emulated && (1..=self.set.len()).any(panicked)
+    }
+}
+
+/// One host as a scenario sees it.
+#[derive(Clone)]
+pub struct Host<'a> {
+    hosts: &'a Hosts,
+    number: usize,
+    channel: Channel,
+}
+
+impl<'a> Host<'a> {
+    /// Its number, from 1.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Its address on the private segment.
+    pub fn address(&self) -> String {
+        format!("10.77.0.{}", self.number)
+    }
+
+    /// Runs a line of shell as root and waits for its end, at most [`COMMAND_LIMIT`].
+    #[track_caller]
+    pub fn run(&self, line: &str) -> Outcome<'a> {
+        self.run_within(COMMAND_LIMIT, line)
+    }
+
+    /// Runs a line of shell as root and waits for its end.
+    #[track_caller]
+    pub fn run_within(&self, limit: Duration, line: &str) -> Outcome<'a> {
+        self.start(line).finish_within(limit)
+    }
+
+    /// Starts a line of shell and does not wait.
+    #[track_caller]
+    pub fn start(&self, line: &str) -> Running<'a> {
+        let spec = ExecSpec { argv: ["sh", "-c", line].map(str::to_owned).to_vec(), ..ExecSpec::default() };
+        let begun = Instant::now();
+        match self
+            .channel
+            .begin(&spec)
+            .and_then(|process| process.end_input().map(|()| process).map_err(Into::into))
+        {
+            Ok(process) => {
+                Running { hosts: self.hosts, number: self.number, line: line.to_owned(), process, begun }
+            }
+            Err(error) => self.hosts.lost(format!("host {}: `{line}`: {error}", self.number)),
+        }
+    }
+
+    /// Runs `line` until it succeeds.
+    ///
+    /// # Panics
+    /// It has not within `limit`; the message carries `what` and the last attempt.
+    #[track_caller]
+    pub fn wait_until(&self, what: &str, limit: Duration, line: &str) -> Outcome<'a> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+            let outcome = self.run_within(left.max(Duration::from_secs(5)), line);
+            if outcome.status == 0 {
+                return outcome;
+            }
+            if Instant::now() > deadline {
+                self.hosts.expecting();
+                panic!("{what}: not within {} s; last:\n{}", limit.as_secs_f32(), outcome.story());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Copies a file or the content of a folder into the host.
+    #[track_caller]
+    pub fn push(&self, source: &Path, target: &str) {
+        if let Err(error) = transfer::push(&self.channel, source, target) {
+            self.hosts.lost(format!("host {}: {error:#}", self.number));
+        }
+    }
+
+    /// Reboots it in order and waits until it has settled again.
+    #[track_caller]
+    pub fn reboot(&self) {
+        if let Err(error) = self.hosts.set.reboot(self.number) {
+            self.hosts.lost(format!("host {} does not come back from its reboot: {error:#}", self.number));
+        }
+    }
+
+    /// Cuts its power, switches it on again and waits until it has settled.
+    #[track_caller]
+    pub fn cut_power(&self) {
+        if let Err(error) = self.hosts.set.reset(self.number) {
+            self.hosts.lost(format!("host {} does not come back from a power cut: {error:#}", self.number));
+        }
+    }
+}
+
+/// A command under way in a host. Dropping it kills it.
+pub struct Running<'a> {
+    hosts: &'a Hosts,
+    number: usize,
+    line: String,
+    process: Process,
+    begun: Instant,
+}
+
+impl<'a> Running<'a> {
+    /// Sends a signal to it and what it has started.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        if let Err(error) = self.process.signal(signal) {
+            self.hosts.lost(format!("host {}: {error}", self.number));
+        }
+    }
+
+    /// Waits for its end, at most [`COMMAND_LIMIT`].
+    #[track_caller]
+    pub fn finish(self) -> Outcome<'a> {
+        self.finish_within(COMMAND_LIMIT)
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn finish_within(self, limit: Duration) -> Outcome<'a> {
+        let Self { hosts, number, line, process, begun } = self;
+        let mut output = Captured::default();
+        match process.wait(&mut output, Some(limit)) {
+            Ok(status) => Outcome { hosts, number, line, status, output, took: begun.elapsed() },
+            Err(error @ (ExecError::Lost(_) | ExecError::TimedOut(_) | ExecError::Io(_))) => {
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                hosts.lost(format!("host {number}: `{line}`: {error}\n{said}"))
+            }
+        }
+    }
+}
+
+/// What came of a command.
+pub struct Outcome<'a> {
+    hosts: &'a Hosts,
+    number: usize,
+    line: String,
+    /// Exit status, 128 + n for signal n.
+    pub status: i32,
+    output: Captured,
+    /// From its start to its end, seen from outside.
+    pub took: Duration,
+}
+
+impl Outcome<'_> {
+    /// Standard output as text, without the last line's end.
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.output.stdout).trim_end().to_owned()
+    }
+
+    /// Standard error as text, without the last line's end.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).trim_end().to_owned()
+    }
+
+    /// What was run and what came of it, for a person.
+    pub fn story(&self) -> String {
+        let Self { number, line, status, .. } = self;
+        format!("host {number}: `{line}` → {status}\nstdout: {}\nstderr: {}", self.stdout(), self.stderr())
+    }
+
+    /// It succeeded.
+    ///
+    /// # Panics
+    /// It did not.
+    #[track_caller]
+    pub fn expect_ok(self) -> Self {
+        self.expect_status(0)
+    }
+
+    /// It ended with `status`.
+    ///
+    /// # Panics
+    /// It did not.
+    #[track_caller]
+    pub fn expect_status(self, status: i32) -> Self {
+        self.hosts.expecting();
+        assert!(self.status == status, "expected status {status}\n{}", self.story());
+        self
+    }
+
+    /// It failed.
+    ///
+    /// # Panics
+    /// It succeeded.
+    #[track_caller]
+    pub fn expect_failure(self) -> Self {
+        self.hosts.expecting();
+        assert!(self.status != 0, "expected a failure\n{}", self.story());
+        self
+    }
+
+    /// Its standard output is exactly `text`, apart from the last line's end.
+    ///
+    /// # Panics
+    /// It is not.
+    #[track_caller]
+    pub fn expect_stdout(self, text: &str) -> Self {
+        self.hosts.expecting();
+        assert!(self.stdout() == text, "expected on stdout: {text}\n{}", self.story());
+        self
+    }
+
+    /// Its standard output contains `text`.
+    ///
+    /// # Panics
+    /// It does not.
+    #[track_caller]
+    pub fn expect_out(self, text: &str) -> Self {
+        self.hosts.expecting();
+        assert!(self.stdout().contains(text), "expected in stdout: {text}\n{}", self.story());
+        self
+    }
+
+    /// Its standard error contains `text`.
+    ///
+    /// # Panics
+    /// It does not.
+    #[track_caller]
+    pub fn expect_err(self, text: &str) -> Self {
+        self.hosts.expecting();
+        assert!(self.stderr().contains(text), "expected in stderr: {text}\n{}", self.story());
+        self
+    }
+
+    /// Its standard output as JSON.
+    ///
+    /// # Panics
+    /// It is none.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        self.hosts.expecting();
+        match serde_json::from_slice(&self.output.stdout) {
+            Ok(value) => value,
+            Err(error) => panic!("expected JSON on stdout: {error}\n{}", self.story()),
+        }
+    }
+}
+
+/// Runs the scenarios whose names match `wanted` (a group, a scenario, or `group::scenario`; none: all that are no
+/// benchmarks) and prints what came of each in the form of Rust's own test runner. Returns whether all passed.
+///
+/// # Errors
+/// The image, the binaries or the runtime directory cannot be made; no scenario matches.
+pub fn run_all(groups: &[Group], wanted: &[String]) -> Result<bool> {
+    let mut runner = Runner::new()?;
+    let begun = Instant::now();
+    for word in wanted {
+        let known = groups.iter().any(|group| !selected(group, std::slice::from_ref(word)).is_empty());
+        anyhow::ensure!(known, "no scenario is called {word}; there are: {}", names(groups));
+    }
+    for group in groups {
+        let scenarios = selected(group, wanted);
+        if !scenarios.is_empty() {
+            runner.run_group(group, &scenarios)?;
+        }
+    }
+    Ok(runner.conclude(begun.elapsed()))
+}
+
+fn names(groups: &[Group]) -> String {
+    let all = groups
+        .iter()
+        .flat_map(|group| group.scenarios.iter().map(|(name, _)| format!("{}::{name}", group.name)));
+    all.collect::<Vec<_>>().join(" ")
+}
+
+fn selected(group: &Group, wanted: &[String]) -> Vec<(&'static str, Body)> {
+    let chosen = |name: &str| match wanted {
+        [] => !group.bench,
+        words => words
+            .iter()
+            .any(|word| word == group.name || word == name || *word == format!("{}::{name}", group.name)),
+    };
+    group.scenarios.iter().filter(|(name, _)| chosen(name)).copied().collect()
+}
+
+/// How a scenario ended.
+enum Verdict {
+    Passed,
+    Failed(String),
+    Infrastructure(String),
+}
+
+struct Runner {
+    image: Image,
+    accel: Accel,
+    directory: PathBuf,
+    /// Payloads with and without Lathe, as they become needed.
+    payloads: [Option<PathBuf>; 2],
+    /// Hosts of the last group: how many, whether Lathe is installed.
+    shared: Option<(usize, bool, Hosts)>,
+    passed: usize,
+    failed: Vec<String>,
+    retries: usize,
+}
+
+impl Runner {
+    fn new() -> Result<Self> {
+        let image = cli::image_of_workspace()?;
+        let accel = cli::accelerator(&image)?;
+        let directory = place::own()?;
+        Ok(Self {
+            image,
+            accel,
+            directory,
+            payloads: [None, None],
+            shared: None,
+            passed: 0,
+            failed: Vec::new(),
+            retries: 0,
+        })
+    }
+
+    fn run_group(&mut self, group: &Group, scenarios: &[(&'static str, Body)]) -> Result<()> {
+        println!("\nrunning {} scenarios of {}, on {} host(s)", scenarios.len(), group.name, group.hosts);
+        let same = |shared: &(usize, bool, Hosts)| (shared.0, shared.1) == (group.hosts, group.lathe);
+        let mut hosts = self.shared.take().filter(same).map(|(.., hosts)| hosts);
+        for (name, body) in scenarios {
+            let begun = Instant::now();
+            let verdict = self.run_scenario(group, *body, &mut hosts)?;
+            let took = begun.elapsed().as_secs_f32();
+            match verdict {
+                Verdict::Passed => {
+                    self.passed += 1;
+                    println!("test {}::{name} ... ok ({took:.1} s)", group.name);
+                }
+                Verdict::Failed(why) | Verdict::Infrastructure(why) => {
+                    println!("test {}::{name} ... FAILED ({took:.1} s)\n{why}", group.name);
+                    self.failed.push(format!("{}::{name}", group.name));
+                }
+            }
+        }
+        self.shared = hosts.map(|hosts| (group.hosts, group.lathe, hosts));
+        Ok(())
+    }
+
+    fn run_scenario(&mut self, group: &Group, body: Body, hosts: &mut Option<Hosts>) -> Result<Verdict> {
+        for attempt in 1.. {
+            let verdict = match self.provide(group, hosts) {
+                Ok(()) => hosts.as_ref().map_or(Verdict::Passed, |hosts| attempt_once(body, hosts)),
+                Err(error) => Verdict::Infrastructure(format!("{error:#}")),
+            };
+            if matches!(verdict, Verdict::Passed) {
+                return Ok(verdict);
+            }
+            self.save(hosts.take())?;
+            match verdict {
+                Verdict::Infrastructure(why) if attempt <= RETRIES => {
+                    self.retries += 1;
+                    println!("INFRASTRUCTURE FAILURE, retry {attempt} of {RETRIES}: {why}");
+                }
+                verdict => return Ok(verdict),
+            }
+        }
+        Ok(Verdict::Passed)
+    }
+
+    /// Boots the group's hosts if there are none.
+    fn provide(&mut self, group: &Group, hosts: &mut Option<Hosts>) -> Result<()> {
+        if hosts.is_some() {
+            return Ok(());
+        }
+        let payload = self.payload(group.lathe)?;
+        let directory = place::own()?;
+        fs::hard_link(payload, directory.join("payload.tar"))?;
+        let plan = Plan { hosts: group.hosts, cpus: 2, memory_mib: 4096, accel: self.accel };
+        let begun = Instant::now();
+        let booted = HostSet::boot(&plan, &self.image, &directory);
+        if booted.is_err() {
+            let saved = place::failures();
+            crate::hosts::save_consoles(&directory, &saved)?;
+            println!("consoles in {}", saved.display());
+        }
+        let set = booted?;
+        for number in (1..=group.hosts).filter(|_| group.lathe) {
+            workspace::install(&set.channel(number)?).with_context(|| format!("on host {number}"))?;
+        }
+        println!("    {} host(s) up in {:.1} s", group.hosts, begun.elapsed().as_secs_f32());
+        let emulated = matches!(self.accel, Accel::Tcg);
+        *hosts = Some(Hosts { set, expected: Cell::new(false), emulated });
+        Ok(())
+    }
+
+    fn payload(&mut self, lathe: bool) -> Result<PathBuf> {
+        let slot = usize::from(lathe);
+        if let Some(ready) = &self.payloads[slot] {
+            return Ok(ready.clone());
+        }
+        let stage = self.directory.join("stage");
+        fs::create_dir_all(&stage)?;
+        if lathe {
+            anyhow::ensure!(
+                workspace::stage(&stage)?,
+                "this workspace has no systemd/install, so nothing to test"
+            );
+        }
+        let target = self.directory.join(format!("payload-{slot}.tar"));
+        payload::write(&target, &stage, &cli::own_program()?)?;
+        fs::remove_dir_all(&stage)?;
+        self.payloads[slot] = Some(target.clone());
+        Ok(target)
+    }
+
+    /// Saves what hosts leave behind and ends them.
+    fn save(&self, hosts: Option<Hosts>) -> Result<()> {
+        if let Some(hosts) = hosts {
+            let saved = place::failures();
+            hosts.set.save(&saved)?;
+            println!("journals and consoles in {}", saved.display());
+        }
+        Ok(())
+    }
+
+    fn conclude(&self, took: Duration) -> bool {
+        if !self.failed.is_empty() {
+            println!("\nfailures:");
+            self.failed.iter().for_each(|name| println!("    {name}"));
+        }
+        println!("\ninfrastructure retries: {}", self.retries);
+        let (word, failed) = (if self.failed.is_empty() { "ok" } else { "FAILED" }, self.failed.len());
+        println!(
+            "test result: {word}. {} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out; finished in {:.2}s",
+            self.passed,
+            took.as_secs_f32()
+        );
+        failed == 0
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        // What stays is removed by the next run.
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        self.set.end();
+        // What stays is removed by the next run.
+        let _ = fs::remove_dir_all(self.set.directory());
+    }
+}
+
+fn attempt_once(body: Body, hosts: &Hosts) -> Verdict {
+    hosts.expected.set(false);
+    match catch_unwind(AssertUnwindSafe(|| body(hosts))) {
+        Ok(()) => Verdict::Passed,
+        Err(payload) => match payload.downcast::<Infrastructure>() {
+            Ok(infrastructure) => Verdict::Infrastructure(infrastructure.0),
+            // The panic hook has printed the message and where it came from.
+            Err(payload) => Verdict::Failed(message_of(&*payload)),
+        },
+    }
+}
+
+fn message_of(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().cloned();
+    text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}

@@ -1,0 +1,41 @@
+//! The monitor's benchmarks as scenarios: `tests/run bench boot`, `tests/run bench memory`. A missed target fails.
+
+use std::path::Path;
+use std::time::Duration;
+
+use lathe_tests::bench::programs;
+use lathe_tests::scenario::{Group, Hosts};
+
+/// Beside QEMU, on a fresh host.
+pub const MONITOR: Group = Group {
+    name: "bench-monitor",
+    hosts: 1,
+    lathe: false,
+    bench: true,
+    scenarios: &[("boot", boot), ("memory", memory)],
+};
+
+/// Ten rounds of two kernels, emulated, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(3600);
+
+fn measure(hosts: &Hosts, what: &str) {
+    let host = hosts.host(1);
+    let vmm = match programs::monitor() {
+        Ok(path) => path,
+        Err(error) => panic!("{error:#}"),
+    };
+    host.push(&vmm, "/root/bench/lathe-vmm");
+    host.push(Path::new(env!("CARGO_BIN_EXE_bench")), "/root/bench/bench");
+    let outcome = host
+        .run_within(LIMIT, &format!("/root/bench/bench {what} --here --check --vmm /root/bench/lathe-vmm"));
+    outcome.stdout().lines().for_each(|line| hosts.note(line));
+    outcome.expect_ok();
+}
+
+fn boot(hosts: &Hosts) {
+    measure(hosts, "boot");
+}
+
+fn memory(hosts: &Hosts) {
+    measure(hosts, "memory");
+}

@@ -1,0 +1,129 @@
+//! What is asked is delivered: CPU within 3 %, bandwidth within 5 %. Every attempt is printed; one that lies outside is measured again,
+//! because an emulated host on a busy machine loses time that it cannot see.
+
+use lathe_tests::scenario::{Group, Host, Hosts};
+
+use crate::node::{away, make, show};
+
+/// On one host.
+pub const GROUP: Group = Group {
+    name: "exactness",
+    hosts: 1,
+    lathe: true,
+    bench: false,
+    scenarios: &[
+        ("cpu_is_delivered_within_3_percent", cpu_is_delivered_within_3_percent),
+        ("bandwidth_is_delivered_within_5_percent", bandwidth_is_delivered_within_5_percent),
+    ],
+};
+
+/// Attempts per figure.
+const ATTEMPTS: usize = 4;
+
+/// Measures until the figure lies within `percent` of what was asked.
+fn within(hosts: &Hosts, what: &str, asked: f64, percent: f64, mut measure: impl FnMut() -> (f64, String)) {
+    let mut off = 0.0;
+    for attempt in 1..=ATTEMPTS {
+        let (delivered, also) = measure();
+        off = 100.0 * (delivered / asked - 1.0);
+        hosts.note(&format!(
+            "{what}: asked {asked}, delivered {delivered:.4} ({off:+.2} %){also}; attempt {attempt}"
+        ));
+        if off.abs() <= percent {
+            return;
+        }
+    }
+    hosts.expecting();
+    panic!("{what}: {off:+.2} % off in the last of {ATTEMPTS} attempts");
+}
+
+/// The value of a word `key=value` in a text.
+fn value(text: &str, key: &str) -> f64 {
+    let words = text.split_whitespace().filter_map(|word| word.split_once('='));
+    let found = words.filter(|(name, _)| *name == key).find_map(|(_, value)| value.parse().ok());
+    found.unwrap_or_else(|| panic!("no {key}= in: {text}"))
+}
+
+fn cpu_is_delivered_within_3_percent(hosts: &Hosts) {
+    let host = hosts.host(1);
+    make(&host, "busy", "--memory 128M --cpu 1 --net none");
+    let mut whole = None;
+    for asked in [1.0, 0.5, 0.25] {
+        host.run(&format!("lathe resize busy --cpu {asked}")).expect_ok();
+        within(hosts, "cpu", asked, 3.0, || {
+            // The guest is busy before and after the ten seconds that count.
+            let line = "lathe exec busy -- spin 13 >/tmp/spin & sleep 1.5
+                 at() { awk '/^usage_usec/ { print $2; exit }' /sys/fs/cgroup/lathe.slice/lathe-vm@busy.service/machine/vcpu/cpu.stat; date +%s%N; }
+                 before=$(at); sleep 10; after=$(at); wait
+                 echo usage=$(($(echo $after | cut -d' ' -f1) - $(echo $before | cut -d' ' -f1)))
+                 echo nsec=$(($(echo $after | cut -d' ' -f2) - $(echo $before | cut -d' ' -f2)))
+                 cat /tmp/spin";
+            let text = host.run(line).expect_ok().stdout();
+            let work = value(&text, "rounds") / value(&text, "wall_sec");
+            let full = *whole.get_or_insert(work);
+            (
+                value(&text, "usage") * 1000.0 / value(&text, "nsec"),
+                format!(", {work:.0} rounds/s of work in the guest ({:.3} of the first)", work / full),
+            )
+        });
+    }
+    away(&host, &["busy"]);
+}
+
+/// Bytes that the shaper of a link has let pass, as tc counts them, with the time: the tap's towards the guest, the ifb's from it.
+const SENT: &str = r#"at() { tc -s -j qdisc show dev $1 root | jq '.[0].bytes'; date +%s%N; }
+    figures() {
+        echo bytes=$(($(echo $2 | cut -d' ' -f1) - $(echo $1 | cut -d' ' -f1)))
+        echo nsec=$(($(echo $2 | cut -d' ' -f2) - $(echo $1 | cut -d' ' -f2)))
+    }"#;
+
+fn rate(host: &Host<'_>, line: &str) -> (f64, String) {
+    let text = host.run(&format!("{SENT}\n{line}")).expect_ok().stdout();
+    let l2 = value(&text, "bytes") * 8e9 / value(&text, "nsec");
+    let (goodput, steady) = (value(&text, "goodput_bps"), value(&text, "steady_bps"));
+    (
+        l2 / 1e6,
+        format!(" Mbit/s on the link, goodput {:.3} Mbit/s, steady {:.3}", goodput / 1e6, steady / 1e6),
+    )
+}
+
+fn bandwidth_is_delivered_within_5_percent(hosts: &Hosts) {
+    let host = hosts.host(1);
+    make(&host, "net", "--memory 256M --cpu 1 --net 10mbit");
+    let address = show(&host, "net")["addresses"][0]
+        .as_str()
+        .and_then(|a| a.split('/').next())
+        .unwrap_or_default()
+        .to_owned();
+    let gateway = host
+        .run("ip -4 -o address show lathe0 | awk '{sub(\"/.*\", \"\", $4); print $4; exit}'")
+        .expect_ok()
+        .stdout();
+    let mut port = 5300;
+    for asked in [10.0, 50.0] {
+        host.run(&format!("lathe resize net --net {asked}mbit")).expect_ok();
+        within(hosts, "from the guest, Mbit/s", asked, 5.0, || {
+            port += 1;
+            rate(
+                &host,
+                &format!(
+                    "/usr/lib/lathe/lathe-guest sink {port} >/tmp/sink & until ss -Hltn sport = :{port} | grep -q .; do sleep 0.1; done
+                     lathe exec net -- blast {gateway} {port} 9 >/dev/null & sleep 2
+                     before=$(at li-net); sleep 5; after=$(at li-net); wait; figures \"$before\" \"$after\"; cat /tmp/sink"
+                ),
+            )
+        });
+        within(hosts, "to the guest, Mbit/s", asked, 5.0, || {
+            port += 1;
+            rate(
+                &host,
+                &format!(
+                    "lathe exec net -- sink {port} >/tmp/sink & sleep 1
+                     /usr/lib/lathe/lathe-guest blast {address} {port} 9 >/dev/null & sleep 2
+                     before=$(at lt-net); sleep 5; after=$(at lt-net); wait; figures \"$before\" \"$after\"; cat /tmp/sink"
+                ),
+            )
+        });
+    }
+    away(&host, &["net"]);
+}

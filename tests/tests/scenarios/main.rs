@@ -1,0 +1,49 @@
+//! All scenarios and benchmarks. `tests/run scenario NAME…` and `tests/run bench NAME…` choose among them.
+
+mod bench;
+mod cluster;
+mod exactness;
+mod jail;
+mod machines;
+mod mistakes;
+mod monitor;
+mod node;
+mod survival;
+mod testbed;
+
+use std::process::ExitCode;
+
+use lathe_tests::scenario::{Group, run_all};
+
+/// In the order in which they run: what the others stand on first.
+const GROUPS: &[Group] = &[
+    testbed::ALONE,
+    testbed::TOGETHER,
+    monitor::MONITOR,
+    machines::GROUP,
+    mistakes::GROUP,
+    jail::GROUP,
+    exactness::GROUP,
+    survival::GROUP,
+    cluster::GROUP,
+    monitor::DEBIAN,
+    bench::MONITOR,
+];
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word == "--list") {
+        for group in GROUPS {
+            group.scenarios.iter().for_each(|(name, _)| println!("{}::{name}: test", group.name));
+        }
+        return ExitCode::SUCCESS;
+    }
+    match run_all(GROUPS, &words) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("scenarios: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

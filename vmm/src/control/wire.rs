@@ -1,0 +1,360 @@
+//! The control protocol of one machine's monitor: what travels on its control socket.
+//!
+//! The socket is `SOCK_SEQPACKET`: one message is one packet of JSON, at most [`MAX_MESSAGE_BYTES`] long, and any
+//! message may carry descriptors by `SCM_RIGHTS`. A command names each descriptor it needs by its index in that
+//! packet ([`FdIndex`]), so that several can travel at once and none is guessed.
+//!
+//! ```text
+//! client ── Request{v, id, command} + descriptors ──▶ monitor
+//! client ◀── Reply{v, id, result}                 ── monitor     (exactly one per request, in order)
+//! client ◀── Event                  + descriptors ── monitor     (any time)
+//! ```
+//!
+//! Several clients may be connected ([`MAX_CLIENTS`]); every one receives every event. A machine runs on when its
+//! last client goes. Whoever speaks here is trusted to own the machine, but nothing it sends may crash the monitor.
+//!
+//! Phases and what is allowed in them: see [`Phase`].
+
+use serde::{Deserialize, Serialize};
+
+/// The protocol version that this build speaks.
+pub const VERSION: u32 = 1;
+/// Oldest protocol version that this build still understands.
+pub const OLDEST_VERSION: u32 = 1;
+/// Longest message in bytes, both ways.
+pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+/// Most descriptors in one message (the kernel's `SCM_MAX_FD` is 253).
+pub const MAX_MESSAGE_FDS: usize = 32;
+/// Most clients connected at once.
+pub const MAX_CLIENTS: usize = 8;
+
+/// Index of a descriptor among those that came with the same message, from 0.
+pub type FdIndex = u8;
+
+/// One message from a client.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// Protocol version, [`OLDEST_VERSION`]..=[`VERSION`].
+    pub v: u32,
+    /// Chosen by the client, repeated in the reply.
+    pub id: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// The monitor's answer to the request of the same `id`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reply {
+    /// Protocol version.
+    pub v: u32,
+    /// The request's id.
+    pub id: u64,
+    /// What came of it.
+    pub result: Result<Answer, Refusal>,
+}
+
+/// Everything that a monitor can be told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Command {
+    /// Versions and phase. Allowed in every phase, first of all.
+    Hello {},
+    /// Describes the machine and hands its descriptors over. `Empty` → `Defined`.
+    Define(Box<MachineConfig>),
+    /// Creates memory, devices and vCPU threads; no guest code runs yet. `Defined` → `Ready`. Answers with [`Answer::Started`].
+    Start {},
+    /// Lets the vCPUs run guest code. `Ready` → `Running`.
+    Go {},
+    /// Stops the vCPUs between two instructions. `Running` → `Paused`.
+    Pause {},
+    /// `Paused` → `Running`.
+    Resume {},
+    /// Presses the ACPI power button. `Running`.
+    PowerButton {},
+    /// Phase, exit reason, thread ids.
+    Status {},
+    /// Counters of devices and vCPUs.
+    Stats {},
+    /// Hands in a `SOCK_SEQPACKET` socket: for each connection that the guest makes to `port` of CID 2 (the host), the
+    /// monitor sends one packet of JSON [`VsockArrival`] with a connected stream socket on it. Replaces an earlier one of the
+    /// same port. While nobody holds the other end, the guest's connections are refused. Any phase from `Defined` on.
+    VsockListen {
+        /// vsock port, 1..=0xffff_fffe.
+        port: u32,
+        /// The socket.
+        fd: FdIndex,
+    },
+    /// Replaces where the console goes (a stream socket, pty or pipe). Any phase from `Defined` on. `None` only keeps the ring of
+    /// the last output.
+    ConsoleAttach {
+        /// The new end.
+        fd: Option<FdIndex>,
+    },
+    /// The last console output kept by the monitor, at most 32 KiB, as [`Answer::Console`].
+    ConsoleTail {},
+    /// Ends the monitor at once, as a power cut.
+    Quit {},
+}
+
+/// What a successful command answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Command::Hello`].
+    Hello {
+        /// Newest protocol version spoken.
+        version: u32,
+        /// Oldest protocol version understood.
+        oldest_version: u32,
+        /// Version of the monitor's build.
+        build: String,
+        /// Where the machine is.
+        phase: Phase,
+    },
+    /// To [`Command::Start`] : the thread ids to place in cgroups before `Go`.
+    Started {
+        /// One per vCPU, in order of vCPU index.
+        vcpu_tids: Vec<i32>,
+    },
+    /// To [`Command::Status`].
+    Status(Status),
+    /// To [`Command::Stats`].
+    Stats(Stats),
+    /// To [`Command::ConsoleTail`].
+    Console {
+        /// Output of the guest, lossily as UTF-8.
+        text: String,
+    },
+    /// To all others.
+    Done {},
+}
+
+/// Why a command was not carried out; nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Stable, kebab-case, for programs: `bad-request`, `wrong-phase`, `bad-config`, `bad-descriptor`, `kernel-image`, `kvm`,
+    /// `device`, `unsupported-version`.
+    pub code: String,
+    /// One sentence for people: what, where, both numbers.
+    pub message: String,
+}
+
+/// Where a machine is in its life. Transitions: `Empty → Defined → Ready → Running ⇄ Paused`, and from each of them
+/// `→ Ended`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Nothing known yet.
+    Empty,
+    /// Configuration and descriptors are here.
+    Defined,
+    /// vCPU threads exist and wait.
+    Ready,
+    /// Guest code runs.
+    Running,
+    /// vCPUs stand still.
+    Paused,
+    /// The machine is over; the process exits as soon as its clients have been told.
+    Ended,
+}
+
+/// Everything that makes a machine. Sizes in bytes unless named otherwise.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// `/dev/kvm`, opened for reading and writing.
+    pub kvm: FdIndex,
+    /// vCPUs at boot, 1..=64.
+    pub cpus: u32,
+    /// Guest memory in bytes, a multiple of 2 MiB, at least 64 MiB.
+    pub memory_bytes: u64,
+    /// bzImage or ELF (vmlinux), opened for reading.
+    pub kernel: FdIndex,
+    /// Initial RAM disk.
+    pub initrd: Option<FdIndex>,
+    /// Kernel command line, at most 2047 bytes, without NUL.
+    pub cmdline: String,
+    /// 16550 at I/O port 0x3f8, IRQ 4: the stream that it speaks on.
+    pub console: Option<FdIndex>,
+    /// Block devices, in PCI order: /dev/vda, /dev/vdb, …
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Network devices.
+    #[serde(default)]
+    pub nics: Vec<NicConfig>,
+    /// virtio-vsock.
+    pub vsock: Option<VsockConfig>,
+    /// virtio-rng, fed by getrandom(2).
+    #[serde(default)]
+    pub rng: bool,
+    /// What a reset by the guest does.
+    #[serde(default)]
+    pub on_reboot: OnReboot,
+}
+
+/// What happens when the guest resets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnReboot {
+    /// The machine boots again in the same process.
+    #[default]
+    Reboot,
+    /// The machine ends with [`ExitReason::Reboot`].
+    End,
+}
+
+/// One virtio-block device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// A raw regular file or a block device; opened for reading and, unless `read_only`, writing. O_DIRECT is the opener's choice.
+    pub fd: FdIndex,
+    /// Refuses writes and tells the guest so.
+    #[serde(default)]
+    pub read_only: bool,
+    /// What the guest reads as the disk's serial, at most 20 bytes of ASCII.
+    #[serde(default)]
+    pub serial: String,
+}
+
+/// One virtio-net device.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicConfig {
+    /// A tap queue with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR` and a vnet header of 12 bytes.
+    pub tap: FdIndex,
+    /// Unicast address.
+    pub mac: [u8; 6],
+    /// What the guest learns as MTU, 68..=65535.
+    pub mtu: Option<u16>,
+}
+
+/// The virtio-vsock device. Host → guest: a client of `listener` writes `CONNECT <port>\n`, reads `OK <host port>\n` (or the end
+/// of the file), then has the stream. Guest → host: [`Command::VsockListen`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, 3..=0xffff_fffe.
+    pub cid: u32,
+    /// A listening Unix stream socket.
+    pub listener: Option<FdIndex>,
+}
+
+/// Accompanies the stream of a connection that the guest made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockArrival {
+    /// Host port that the guest connected to.
+    pub port: u32,
+    /// The guest's own port.
+    pub guest_port: u32,
+}
+
+/// Sent to every client without being asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The phase changed.
+    Phase(Phase),
+    /// The guest reset and boots again.
+    Rebooted {},
+    /// The machine is over.
+    Ended(ExitReason),
+    /// A device was stopped because its driver broke the rules; it waits for a reset by the guest.
+    DeviceNeedsReset {
+        /// `block0`, `net0`, `vsock`, …
+        device: String,
+        /// What the driver did.
+        reason: String,
+    },
+}
+
+/// A message from the monitor, as read by clients.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    /// Answers a request.
+    Reply(Reply),
+    /// Came by itself.
+    Event(Event),
+}
+
+/// Why a machine is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReason {
+    /// The guest powered itself off (ACPI S5).
+    PowerOff,
+    /// The guest reset, and `on_reboot` says end.
+    Reboot,
+    /// A client sent [`Command::Quit`], or SIGTERM came.
+    Quit,
+    /// KVM reported something that cannot go on: triple fault, internal error.
+    Crash {
+        /// What KVM said.
+        message: String,
+    },
+}
+
+/// To [`Command::Status`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Where the machine is.
+    pub phase: Phase,
+    /// Set once it is over.
+    pub exit: Option<ExitReason>,
+    /// vCPU thread ids, once started.
+    pub vcpu_tids: Vec<i32>,
+    /// How often the guest has reset since `Go`.
+    pub reboots: u64,
+    /// Nanoseconds of CLOCK_MONOTONIC at `Go`; 0 before.
+    pub go_monotonic_nsec: u64,
+}
+
+/// Counters since the machine was started.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// One per disk.
+    pub disks: Vec<DiskStats>,
+    /// One per nic.
+    pub nics: Vec<NicStats>,
+    /// vCPU exits to user space, all vCPUs.
+    pub exits: u64,
+}
+
+/// Counters of one disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStats {
+    /// Completed reads.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Completed writes.
+    pub writes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Completed flushes.
+    pub flushes: u64,
+    /// Completed discards and write-zeroes.
+    pub discards: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+}
+
+/// Counters of one nic; rx is towards the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicStats {
+    /// Frames to the guest.
+    pub rx_packets: u64,
+    /// Bytes to the guest, without the vnet header.
+    pub rx_bytes: u64,
+    /// Frames dropped because the guest had no buffer.
+    pub rx_dropped: u64,
+    /// Frames from the guest.
+    pub tx_packets: u64,
+    /// Bytes from the guest, without the vnet header.
+    pub tx_bytes: u64,
+    /// Frames that the tap refused.
+    pub tx_dropped: u64,
+}

@@ -1,0 +1,425 @@
+//! One machine: puts memory, interrupt controllers, devices and vCPUs together, and starts, stops and restarts them.
+//!
+//! ```text
+//! start ─▶ (vCPU threads wait) ─go─▶ running ⇄ paused ─▶ stop
+//!                                       └─ restart: devices reset, memory dropped, images read again, same threads
+//! ```
+//!
+//! Everything comes from a [`Definition`]: nothing is opened here. The caller keeps the phases in order (`crate::control::phase`).
+
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kvm_ioctls::{Kvm, NoDatamatch, VmFd};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryError};
+use vmm_sys_util::epoll::Epoll;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::x86_64::image::{self, ImageError};
+use crate::arch::x86_64::irq::{self, ControllerState, Message, Router};
+use crate::arch::x86_64::{acpi, cpuid, layout, params, regs};
+use crate::bus::Bus;
+use crate::console::Console;
+use crate::control::definition::Definition;
+use crate::control::wire::Stats;
+use crate::device_thread::DeviceThread;
+use crate::devices::DeviceSet;
+use crate::gate::{Gate, Wish};
+use crate::memory::{self, MemoryError};
+use crate::notices::Notices;
+use crate::pci::virtio::{FunctionParts, Host, VectorHost, VirtioFunction, vectors_of};
+use crate::pci::{HostBridge, PciBus, PciFunction};
+use crate::power::{self, PowerRegisters};
+use crate::vcpu::{Kicker, Shared, Vcpu};
+use crate::virtio::{DeviceStats, Memory, Watcher};
+
+/// How long vCPU threads may take to stop or to be reset. They need microseconds, unless the host is badly overloaded.
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+/// The version of KVM's interface, unchanged since 2007.
+const KVM_API_VERSION: i32 = 12;
+
+/// Why a machine could not be started or restarted.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM refuses something.
+    #[error("KVM cannot {what}: {source}")]
+    Kvm {
+        /// What was asked.
+        what: &'static str,
+        /// What it said.
+        source: kvm_ioctls::Error,
+    },
+    /// The descriptor given as `/dev/kvm` is something else.
+    #[error("the descriptor given as /dev/kvm has interface version {0}; {KVM_API_VERSION} is needed")]
+    NotKvm(i32),
+    /// The host gives no descriptor, thread or the like.
+    #[error("the host cannot {what}: {source}")]
+    Host {
+        /// What was asked.
+        what: &'static str,
+        /// What it said.
+        source: io::Error,
+    },
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Guest memory is smaller than the boot protocol needs.
+    #[error("boot tables do not fit into guest memory: {0}")]
+    Tables(#[from] GuestMemoryError),
+    /// Kernel or initial RAM disk.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A device.
+    #[error("{0}")]
+    Device(String),
+    /// vCPU threads did not stop.
+    #[error("the vCPU threads did not stop within {} s", SETTLE_LIMIT.as_secs())]
+    Stuck,
+}
+
+fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
+    move |source| MachineError::Kvm { what, source }
+}
+
+fn host(what: &'static str) -> impl Fn(io::Error) -> MachineError {
+    move |source| MachineError::Host { what, source }
+}
+
+/// What the guest boots from, read again at each restart.
+struct BootImages {
+    kernel: std::fs::File,
+    initrd: Option<std::fs::File>,
+    cmdline: String,
+    memory_bytes: u64,
+    cpus: u32,
+}
+
+impl BootImages {
+    /// Fills guest memory and returns the kernel's entry.
+    fn load(&self, memory: &Memory) -> Result<u64, MachineError> {
+        let memory = memory.memory();
+        let kernel = image::load_kernel(&memory, self.memory_bytes, &self.kernel)?;
+        let initrd = self
+            .initrd
+            .as_ref()
+            .map(|file| image::load_initrd(&memory, self.memory_bytes, &kernel, file))
+            .transpose()?;
+        params::write(&memory, self.memory_bytes, &kernel, initrd, &self.cmdline)?;
+        regs::write_boot_tables(&memory)?;
+        acpi::write(&memory, self.cpus)?;
+        Ok(kernel.entry)
+    }
+}
+
+/// KVM's side of the virtio functions.
+struct KvmHost {
+    vm: Arc<VmFd>,
+    notices: Arc<Notices>,
+}
+
+impl Host for KvmHost {
+    fn connect_notify(&self, fd: &EventFd, address: u64) -> io::Result<()> {
+        let address = kvm_ioctls::IoEventAddress::Mmio(address);
+        self.vm
+            .register_ioevent(fd, &address, NoDatamatch)
+            .map_err(|e| io::Error::from_raw_os_error(e.errno()))
+    }
+
+    fn disconnect_notify(&self, fd: &EventFd, address: u64) {
+        // It was registered so; if KVM thinks otherwise there is nothing left to undo.
+        let _ = self.vm.unregister_ioevent(fd, &kvm_ioctls::IoEventAddress::Mmio(address), NoDatamatch);
+    }
+
+    fn device_needs_reset(&self, device: &str, reason: &str) {
+        self.notices.complain(device, reason);
+    }
+}
+
+/// The vectors of one device: a GSI and an eventfd each.
+struct KvmVectors {
+    router: Arc<Router>,
+    vectors: Vec<(u32, EventFd)>,
+}
+
+impl KvmVectors {
+    fn new(router: Arc<Router>, count: u16) -> Result<Self, MachineError> {
+        let mut vectors = Vec::with_capacity(usize::from(count));
+        for _ in 0..count {
+            let gsi = router
+                .allocate()
+                .ok_or_else(|| MachineError::Device(format!("more than {} interrupts", irq::MAX_MSI)))?;
+            vectors.push((gsi, eventfd()?));
+        }
+        Ok(Self { router, vectors })
+    }
+}
+
+impl VectorHost for KvmVectors {
+    fn route(&self, vector: u16, message: Message) -> bool {
+        let Some((gsi, fd)) = self.vectors.get(usize::from(vector)) else { return false };
+        self.router.route(*gsi, message, fd).is_ok()
+    }
+
+    fn fire(&self, vector: u16) {
+        if let Some((_, fd)) = self.vectors.get(usize::from(vector)) {
+            // A full counter means that KVM has not yet taken the last one: the guest is interrupted anyhow.
+            let _ = fd.write(1);
+        }
+    }
+}
+
+fn eventfd() -> Result<EventFd, MachineError> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("make an eventfd"))
+}
+
+/// See the module.
+pub struct Machine {
+    vm: Arc<VmFd>,
+    memory: Memory,
+    images: BootImages,
+    controllers: ControllerState,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    tids: Vec<i32>,
+    devices: DeviceSet,
+    device_thread: DeviceThread,
+    ged_interrupt: EventFd,
+}
+
+impl Machine {
+    /// Makes everything; vCPU threads exist afterwards and wait for [`Machine::run`]. The definition is used up.
+    ///
+    /// # Errors
+    /// When KVM, the host, an image or a device refuses; nothing is left then but memory mappings.
+    pub fn start(definition: Definition, notices: Arc<Notices>) -> Result<Self, MachineError> {
+        crate::vcpu::install_kick_handler().map_err(host("install a signal handler"))?;
+        let kvm_system = open_kvm(definition.kvm)?;
+        let vm = Arc::new(kvm_system.create_vm().map_err(kvm("create a machine"))?);
+        let ranges = layout::ram_ranges(definition.memory_bytes);
+        let guest_memory = memory::create(&ranges)?;
+        memory::register(&vm, &guest_memory)?;
+        let memory: Memory = GuestMemoryAtomic::new(guest_memory);
+        irq::create_controllers(&vm).map_err(kvm("create interrupt controllers"))?;
+        let images = BootImages {
+            kernel: definition.kernel,
+            initrd: definition.initrd,
+            cmdline: definition.cmdline,
+            memory_bytes: definition.memory_bytes,
+            cpus: definition.cpus,
+        };
+        let entry = images.load(&memory)?;
+        let devices = DeviceSet::new(definition.devices).map_err(MachineError::Device)?;
+        let epoll = Arc::new(Epoll::new().map_err(host("make an epoll descriptor"))?);
+        let pci = build_pci(&vm, &memory, &devices, &epoll, &notices)?;
+        let (serial_interrupt, ged_interrupt) = (eventfd()?, eventfd()?);
+        for (fd, gsi) in [(&serial_interrupt, layout::SERIAL_IRQ), (&ged_interrupt, layout::GED_IRQ)] {
+            vm.register_irqfd(fd, gsi).map_err(kvm("connect an interrupt"))?;
+        }
+        let console = Console::new(serial_interrupt, definition.console).map_err(host("make an eventfd"))?;
+        let bus = Bus {
+            console: Arc::new(console),
+            power: Arc::new(PowerRegisters::default()),
+            pci,
+            pci_address: AtomicU32::new(0),
+        };
+        let device_thread = DeviceThread::start(epoll, devices.all(), bus.console.clone())
+            .map_err(host("start the device thread"))?;
+        let shared = Arc::new(Shared {
+            gate: Gate::new(definition.cpus),
+            kicker: Kicker::default(),
+            bus,
+            notices,
+            entry: AtomicU64::new(entry),
+            exits: AtomicU64::new(0),
+        });
+        let controllers = ControllerState::capture(&vm).map_err(kvm("read interrupt controllers"))?;
+        let vcpus = create_vcpus(&kvm_system, &vm, definition.cpus)?;
+        let (threads, tids) = spawn_vcpus(vcpus, &shared)?;
+        let machine = Self {
+            vm,
+            memory,
+            images,
+            controllers,
+            shared,
+            threads,
+            tids,
+            devices,
+            device_thread,
+            ged_interrupt,
+        };
+        machine.apply_reset_state()?;
+        Ok(machine)
+    }
+
+    fn apply_reset_state(&self) -> Result<(), MachineError> {
+        self.shared.gate.wish(Wish::Apply);
+        if self.shared.gate.settled_within(SETTLE_LIMIT) { Ok(()) } else { Err(MachineError::Stuck) }
+    }
+
+    /// Thread ids of the vCPUs, in order.
+    pub fn tids(&self) -> &[i32] {
+        &self.tids
+    }
+
+    /// Lets the vCPUs run guest code.
+    pub fn run(&self) {
+        self.shared.gate.wish(Wish::Run);
+    }
+
+    /// Stops the vCPUs between two instructions, and waits until they stand still.
+    ///
+    /// # Errors
+    /// [`MachineError::Stuck`].
+    pub fn hold(&self) -> Result<(), MachineError> {
+        self.shared.hold();
+        if self.shared.gate.settled_within(SETTLE_LIMIT) { Ok(()) } else { Err(MachineError::Stuck) }
+    }
+
+    /// Brings the machine back to the state before its first instruction; [`Machine::run`] starts it again.
+    ///
+    /// # Errors
+    /// When the images cannot be read any more, or KVM refuses.
+    pub fn restart(&self) -> Result<(), MachineError> {
+        self.hold()?;
+        self.shared.bus.pci.reset();
+        self.shared.bus.power.reset();
+        memory::discard(&self.memory.memory()).map_err(host("drop guest memory"))?;
+        let entry = self.images.load(&self.memory)?;
+        self.shared.entry.store(entry, Ordering::Release);
+        self.controllers.restore(&self.vm).map_err(kvm("reset interrupt controllers"))?;
+        self.apply_reset_state()
+    }
+
+    /// Presses the power button.
+    ///
+    /// # Errors
+    /// When the interrupt cannot be raised.
+    pub fn press_power_button(&self) -> io::Result<()> {
+        self.shared.bus.power.raise(power::EVENT_POWER_BUTTON);
+        self.ged_interrupt.write(1)
+    }
+
+    /// The console's last output.
+    pub fn console_tail(&self) -> String {
+        self.shared.bus.console.tail()
+    }
+
+    /// Replaces the console's stream.
+    pub fn attach_console(&self, stream: Option<OwnedFd>) {
+        self.device_thread.unwatch_console();
+        self.shared.bus.console.attach(stream);
+        self.device_thread.watch_console();
+    }
+
+    /// The devices.
+    pub fn devices(&self) -> &DeviceSet {
+        &self.devices
+    }
+
+    /// Counters of devices and vCPUs.
+    pub fn stats(&self) -> Stats {
+        let mut stats = Stats { exits: self.shared.exits.load(Ordering::Relaxed), ..Stats::default() };
+        for device in self.devices.stats() {
+            match device {
+                DeviceStats::Disk(disk) => stats.disks.push(disk),
+                DeviceStats::Nic(nic) => stats.nics.push(nic),
+                DeviceStats::None => {}
+            }
+        }
+        stats
+    }
+
+    /// Ends all threads. Devices are reset first, so that what is in flight is finished.
+    pub fn stop(&mut self) {
+        self.shared.gate.wish(Wish::Leave);
+        self.shared.kicker.kick_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        self.device_thread.stop();
+        self.shared.bus.pci.reset();
+        self.shared.bus.console.finish();
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if !self.threads.is_empty() {
+            self.stop();
+        }
+    }
+}
+
+fn open_kvm(fd: OwnedFd) -> Result<Kvm, MachineError> {
+    // SAFETY: the descriptor is open and given up by its owner here; whether it is KVM's is asked next.
+    let system = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
+    match system.get_api_version() {
+        KVM_API_VERSION => Ok(system),
+        other => Err(MachineError::NotKvm(other)),
+    }
+}
+
+fn build_pci(
+    vm: &Arc<VmFd>,
+    memory: &Memory,
+    devices: &DeviceSet,
+    epoll: &Arc<Epoll>,
+    notices: &Arc<Notices>,
+) -> Result<PciBus, MachineError> {
+    let router = Arc::new(Router::new(vm.clone()));
+    let host: Arc<dyn Host> = Arc::new(KvmHost { vm: vm.clone(), notices: notices.clone() });
+    let mut functions: Vec<Box<dyn PciFunction>> = vec![Box::new(HostBridge::default())];
+    for (number, device) in devices.all().into_iter().enumerate() {
+        let queues = device.lock().unwrap_or_else(std::sync::PoisonError::into_inner).queue_sizes().len();
+        let vectors = Box::new(KvmVectors::new(router.clone(), vectors_of(queues))?);
+        let parts = FunctionParts {
+            device: device as Arc<Mutex<dyn crate::virtio::VirtioDevice>>,
+            memory: memory.clone(),
+            watcher: Watcher::new(epoll.clone(), number as u32),
+            host: host.clone(),
+            vectors,
+            bar: PciBus::initial_bar(functions.len()) as u32,
+        };
+        functions.push(Box::new(VirtioFunction::new(parts)));
+    }
+    Ok(PciBus::new(functions))
+}
+
+fn create_vcpus(system: &Kvm, vm: &VmFd, cpus: u32) -> Result<Vec<Vcpu>, MachineError> {
+    let template = cpuid::Template::new(system, cpus).map_err(kvm("say what CPUID it supports"))?;
+    let mut vcpus = Vec::with_capacity(cpus as usize);
+    for id in 0..cpus {
+        let fd = vm.create_vcpu(u64::from(id)).map_err(kvm("create a vCPU"))?;
+        fd.set_cpuid2(&template.for_vcpu(id)).map_err(kvm("set CPUID"))?;
+        let reset = regs::ResetState::capture(&fd, id).map_err(kvm("read a vCPU's state"))?;
+        vcpus.push(Vcpu { id, fd, reset });
+    }
+    Ok(vcpus)
+}
+
+type Threads = (Vec<JoinHandle<()>>, Vec<i32>);
+
+fn spawn_vcpus(vcpus: Vec<Vcpu>, shared: &Arc<Shared>) -> Result<Threads, MachineError> {
+    let (started, tids) = mpsc::channel();
+    let mut threads = Vec::with_capacity(vcpus.len());
+    for vcpu in vcpus {
+        match vcpu.spawn(shared.clone(), started.clone()) {
+            Ok(thread) => threads.push(thread),
+            Err(source) => {
+                shared.gate.wish(Wish::Leave);
+                threads.into_iter().for_each(|t: JoinHandle<()>| drop(t.join()));
+                return Err(MachineError::Host { what: "start a vCPU thread", source });
+            }
+        }
+    }
+    drop(started);
+    let mut tids: Vec<(u32, i32)> = tids.iter().collect();
+    tids.sort_unstable();
+    let tids: Vec<i32> = tids.into_iter().map(|(_, tid)| tid).collect();
+    shared.kicker.set(tids.clone());
+    Ok((threads, tids))
+}

@@ -1,0 +1,100 @@
+//! What vCPU and device threads have to say to the main thread.
+//!
+//! The first thing that ends or restarts the machine wins and is kept apart; device complaints are bounded.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// Complaints kept until they are fetched; more are dropped.
+const MAX_COMPLAINTS: usize = 32;
+
+/// Something that stops all vCPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Halt {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest reset.
+    Reset,
+    /// It cannot go on; why.
+    Crash(String),
+}
+
+/// A device that waits for a reset by its driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// Name of the device.
+    pub device: String,
+    /// What its driver did.
+    pub reason: String,
+}
+
+#[derive(Default)]
+struct State {
+    halt: Option<Halt>,
+    complaints: VecDeque<Complaint>,
+}
+
+/// See the module.
+pub struct Notices {
+    state: Mutex<State>,
+    wake: EventFd,
+}
+
+/// Readable while there is something to fetch.
+impl AsFd for Notices {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the eventfd stays open as long as `self`, which the result borrows.
+        unsafe { BorrowedFd::borrow_raw(self.wake.as_raw_fd()) }
+    }
+}
+
+impl Notices {
+    /// Empty.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn new() -> std::io::Result<Self> {
+        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        Ok(Self { state: Mutex::default(), wake })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn signal(&self) {
+        // Fails only when the counter is full, and then the main thread has been woken.
+        let _ = self.wake.write(1);
+    }
+
+    /// Reports what stops the machine; says whether it was the first.
+    pub fn halt(&self, halt: Halt) -> bool {
+        let mut state = self.lock();
+        let first = state.halt.is_none();
+        if first {
+            state.halt = Some(halt);
+            self.signal();
+        }
+        first
+    }
+
+    /// Reports a device.
+    pub fn complain(&self, device: &str, reason: &str) {
+        let mut state = self.lock();
+        if state.complaints.len() < MAX_COMPLAINTS {
+            state.complaints.push_back(Complaint { device: device.to_owned(), reason: reason.to_owned() });
+            self.signal();
+        }
+    }
+
+    /// Fetches all that there is.
+    pub fn take(&self) -> (Option<Halt>, Vec<Complaint>) {
+        // Cleared first: what comes later signals again.
+        let _ = self.wake.read();
+        let mut state = self.lock();
+        (state.halt.take(), state.complaints.drain(..).collect())
+    }
+}

@@ -1,0 +1,106 @@
+//! Power and event registers: sleep, reset, and the events that the guest is told of.
+//!
+//! Four bytes of I/O ports (ACPI 6.5, sections 4.8.3.7 and 5.6.9), from [`crate::arch::x86_64::layout::POWER_PORT`] on:
+//!
+//! ```text
+//! +0  SLEEP_CONTROL  write: bit 5 SLP_EN, bits 2..4 SLP_TYP (5 = off)
+//! +1  SLEEP_STATUS   reads 0; the wake bit is ignored
+//! +2  RESET          write 1
+//! +4  EVENTS         read and clear: bit 0 power button; others are kept for hot-plug
+//! ```
+//!
+//! Pure: the interrupt is raised by whoever presses the button.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// Offset of SLEEP_CONTROL.
+pub const SLEEP_CONTROL: u16 = 0;
+/// Offset of SLEEP_STATUS.
+pub const SLEEP_STATUS: u16 = 1;
+/// Offset of RESET.
+pub const RESET: u16 = 2;
+/// Offset of EVENTS.
+pub const EVENTS: u16 = 4;
+/// Ports that the registers take.
+pub const LENGTH: u16 = 8;
+/// What is written to RESET.
+pub const RESET_VALUE: u8 = 1;
+/// SLP_TYP of the "off" state, as `_S5` says it.
+pub const SLEEP_TYPE_OFF: u8 = 5;
+/// EVENTS: the power button was pressed.
+pub const EVENT_POWER_BUTTON: u8 = 1;
+
+const SLEEP_ENABLE: u8 = 1 << 5;
+
+/// What a write asks of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerAction {
+    /// Nothing.
+    None,
+    /// The guest switches itself off.
+    PowerOff,
+    /// The guest resets.
+    Reset,
+}
+
+/// The registers; shared between vCPUs and whoever presses the button.
+#[derive(Debug, Default)]
+pub struct PowerRegisters {
+    events: AtomicU8,
+}
+
+impl PowerRegisters {
+    /// A write of one byte at `offset`.
+    pub fn write(&self, offset: u16, value: u8) -> PowerAction {
+        match offset {
+            SLEEP_CONTROL if value & SLEEP_ENABLE != 0 && (value >> 2) & 7 == SLEEP_TYPE_OFF => {
+                PowerAction::PowerOff
+            }
+            RESET if value == RESET_VALUE => PowerAction::Reset,
+            _ => PowerAction::None,
+        }
+    }
+
+    /// A read of one byte at `offset`.
+    pub fn read(&self, offset: u16) -> u8 {
+        match offset {
+            EVENTS => self.events.swap(0, Ordering::AcqRel),
+            _ => 0,
+        }
+    }
+
+    /// Notes an event (one of the `EVENT_` bits); the interrupt is the caller's.
+    pub fn raise(&self, event: u8) {
+        self.events.fetch_or(event, Ordering::AcqRel);
+    }
+
+    /// Forgets what has not been fetched, when the guest resets.
+    pub fn reset(&self) {
+        self.events.store(0, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_off_state_with_enable_switches_off() {
+        let registers = PowerRegisters::default();
+        for value in 0..=255u8 {
+            let off = value & 0x20 != 0 && (value >> 2) & 7 == 5;
+            assert_eq!(registers.write(SLEEP_CONTROL, value) == PowerAction::PowerOff, off, "{value:#x}");
+        }
+        assert_eq!(registers.write(RESET, 1), PowerAction::Reset);
+        assert_eq!(registers.write(RESET, 2), PowerAction::None);
+        assert_eq!(registers.write(7, 1), PowerAction::None);
+    }
+
+    #[test]
+    fn an_event_is_read_once() {
+        let registers = PowerRegisters::default();
+        registers.raise(EVENT_POWER_BUTTON);
+        assert_eq!(registers.read(EVENTS), EVENT_POWER_BUTTON);
+        assert_eq!(registers.read(EVENTS), 0);
+    }
+}

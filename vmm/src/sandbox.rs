@@ -1,0 +1,187 @@
+//! The system call filter: installed on all threads when the machine has been started and before guest code runs for the first
+//! time, so a guest that takes the monitor over finds a process that can open, connect, execute and trace nothing.
+//!
+//! An allow-list; whatever is not on it fails with EPERM. Threads, rings of io_uring and KVM's descriptors exist by then, so
+//! what makes them is not on the list. `mmap` and `mprotect` give no executable memory, `tgkill` reaches this process only,
+//! `socketpair` makes Unix sockets only, and `ioctl` has the types of KVM, tap and terminal, and block devices.
+//!
+//! io_uring could go around the filter; its rings are restricted to what disks need when they are made (`virtio::block`), and no
+//! new one can be made. seccomp(2), first in Linux 3.17; synchronising threads too.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
+
+/// System calls that any argument may be given to.
+const ALLOWED: &[i64] = &[
+    libc::SYS_accept4,
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_eventfd2,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_fallocate,
+    libc::SYS_fcntl,
+    libc::SYS_fdatasync,
+    libc::SYS_fstat,
+    libc::SYS_fsync,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_io_uring_enter,
+    libc::SYS_lseek,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_newfstatat,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_pwrite64,
+    libc::SYS_pwritev,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_yield,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    libc::SYS_sigaltstack,
+    libc::SYS_statx,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
+
+/// Types of ioctl requests: KVM, terminals and tap, block devices.
+const IOCTL_TYPES: [u64; 3] = [0xae00, 0x5400, 0x1200];
+const IOCTL_TYPE_MASK: u64 = 0xff00;
+
+/// The filter could not be built or installed.
+#[derive(Debug, thiserror::Error)]
+#[error("the system call filter cannot be installed: {0}")]
+pub struct SandboxError(String);
+
+/// What else the process needs besides serving its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// Nothing: descriptors were handed in and sockets belong to somebody else.
+    None,
+    /// It removes sockets that it has made itself.
+    Unlink,
+}
+
+fn only_if(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, SandboxError> {
+    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value);
+    condition.and_then(|c| SeccompRule::new(vec![c])).map_err(|e| SandboxError(e.to_string()))
+}
+
+fn program(extra: Extra) -> Result<BpfProgram, SandboxError> {
+    let failed = |e: seccompiler::BackendError| SandboxError(e.to_string());
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|&call| (call, vec![])).collect();
+    let not_executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![only_if(2, not_executable.clone(), 0)?]);
+    }
+    let own = u64::from(std::process::id());
+    rules.insert(libc::SYS_tgkill, vec![only_if(0, SeccompCmpOp::Eq, own)?]);
+    rules.insert(libc::SYS_socketpair, vec![only_if(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?]);
+    let types: Result<Vec<_>, _> =
+        IOCTL_TYPES.iter().map(|&kind| only_if(1, SeccompCmpOp::MaskedEq(IOCTL_TYPE_MASK), kind)).collect();
+    rules.insert(libc::SYS_ioctl, types?);
+    if extra == Extra::Unlink {
+        rules.insert(libc::SYS_unlink, vec![]);
+    }
+    let denied = SeccompAction::Errno(libc::EPERM as u32);
+    let filter =
+        SeccompFilter::new(rules, denied, SeccompAction::Allow, TargetArch::x86_64).map_err(failed)?;
+    filter.try_into().map_err(failed)
+}
+
+/// Filters all threads of the process from now on, for ever.
+///
+/// # Errors
+/// When the kernel refuses; nothing is filtered then.
+pub fn enter(extra: Extra) -> Result<(), SandboxError> {
+    let program = program(extra)?;
+    seccompiler::apply_filter_all_threads(&program).map_err(|e| SandboxError(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::{ForkResult, fork};
+    use std::os::fd::AsRawFd;
+
+    /// Each attempt, whether it worked, and whether it must still work.
+    #[allow(clippy::multiple_unsafe_ops_per_block, reason = "one harmless system call per line")]
+    fn attempts(tap: i32) -> Vec<(&'static str, bool, bool)> {
+        // SAFETY: plain system calls with valid or harmless arguments; each result is only compared.
+        unsafe {
+            vec![
+                ("open", libc::open(c"/etc/hostname".as_ptr(), libc::O_RDONLY) >= 0, false),
+                ("socket", libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) >= 0, false),
+                ("kill", libc::kill(libc::getppid(), 0) == 0, false),
+                ("exec", libc::execv(c"/bin/true".as_ptr(), [std::ptr::null()].as_ptr()) == 0, false),
+                ("fork", libc::syscall(libc::SYS_fork) >= 0, false),
+                ("ring", libc::syscall(libc::SYS_io_uring_setup, 8, std::ptr::null::<u8>()) >= 0, false),
+                ("limits", libc::setpriority(libc::PRIO_PROCESS, 0, 0) == 0, false),
+                ("unlink", libc::unlink(c"/nonexistent-lathe".as_ptr()) == 0, false),
+                (
+                    "executable memory",
+                    libc::mmap(
+                        std::ptr::null_mut(),
+                        4096,
+                        libc::PROT_EXEC,
+                        libc::MAP_PRIVATE | libc::MAP_ANON,
+                        -1,
+                        0,
+                    ) != libc::MAP_FAILED,
+                    false,
+                ),
+                ("foreign ioctl", libc::ioctl(tap, 0x8901, 0) == 0, false),
+                ("memory", !libc::malloc(1 << 20).is_null(), true),
+                ("eventfd", libc::eventfd(0, 0) >= 0, true),
+                ("own signal", libc::syscall(libc::SYS_tgkill, libc::getpid(), libc::gettid(), 0) == 0, true),
+            ]
+        }
+    }
+
+    #[test]
+    fn a_filtered_process_can_open_connect_run_and_signal_nothing() {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        // SAFETY: the child makes system calls and leaves by _exit.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Child => {
+                let wrong = match enter(Extra::None) {
+                    Ok(()) => {
+                        attempts(null.as_raw_fd()).iter().position(|(_, works, should)| works != should)
+                    }
+                    Err(_) => Some(100),
+                };
+                // SAFETY: ends the child without unwinding into the test harness.
+                unsafe { libc::_exit(wrong.map_or(0, |index| index as i32 + 1)) }
+            }
+            ForkResult::Parent { child } => {
+                let status = waitpid(child, None).unwrap();
+                assert_eq!(status, WaitStatus::Exited(child, 0), "attempt number (from 1) went wrong");
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! vCPU threads: each owns one KVM vCPU, runs it while the [`Gate`] says so, and carries out its exits.
+//!
+//! ```text
+//! Gate ──Run──▶ KVM_RUN ──exit──▶ Bus        ──power off, reset, crash──▶ Notices (main thread)
+//!   ▲                │
+//!   └──── kicked ────┘   signal ─▶ handler sets immediate_exit of its own thread
+//! ```
+//!
+//! A thread exists from `Start` on, so that it can be put into a cgroup by its id, and runs guest code only after `Go`.
+
+use std::cell::Cell;
+use std::io;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::arch::x86_64::regs::ResetState;
+use crate::bus::Bus;
+use crate::gate::{Gate, Pass, Wish};
+use crate::notices::{Halt, Notices};
+use crate::power::PowerAction;
+
+/// Stack of a vCPU thread in bytes; exits are shallow.
+const STACK_BYTES: usize = 128 * 1024;
+
+thread_local! {
+    /// `immediate_exit` of the vCPU that this thread runs.
+    static IMMEDIATE_EXIT: Cell<*const AtomicU8> = const { Cell::new(std::ptr::null()) };
+}
+
+fn kick_signal() -> i32 {
+    libc::SIGRTMIN()
+}
+
+extern "C" fn on_kick(_signal: libc::c_int) {
+    let flag = IMMEDIATE_EXIT.get();
+    if !flag.is_null() {
+        // SAFETY: the pointer was set by this very thread from its vCPU's kvm_run, which stays mapped until the thread has cleared
+        // the pointer again; an atomic store is async-signal-safe.
+        unsafe { (*flag).store(1, Ordering::Relaxed) };
+    }
+}
+
+/// Installs the handler of the kick signal. Once per process, before the first thread.
+///
+/// # Errors
+/// What sigaction(2) says.
+pub fn install_kick_handler() -> io::Result<()> {
+    vmm_sys_util::signal::register_signal_handler(kick_signal(), handler)
+        .map_err(|e| io::Error::from_raw_os_error(e.errno()))
+}
+
+extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    on_kick(signal);
+}
+
+/// Interrupts vCPU threads. Known threads only, so a reused thread id cannot be hit: threads live until the process ends or have
+/// been joined, after which nobody kicks any more.
+#[derive(Default)]
+pub struct Kicker {
+    tids: OnceLock<Vec<i32>>,
+}
+
+impl Kicker {
+    /// Tells which threads there are.
+    pub fn set(&self, tids: Vec<i32>) {
+        let _ = self.tids.set(tids);
+    }
+
+    /// Makes every thread come out of the guest and look at the gate.
+    pub fn kick_all(&self) {
+        // SAFETY: getpid has no preconditions.
+        let pid = unsafe { libc::getpid() };
+        for &tid in self.tids.get().into_iter().flatten() {
+            // SAFETY: a signal to a thread of our own process whose handler is installed; a thread that has ended gives ESRCH.
+            unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, kick_signal()) };
+        }
+    }
+}
+
+/// What all vCPU threads of a machine share.
+pub struct Shared {
+    /// Where they wait.
+    pub gate: Gate,
+    /// Interrupts them.
+    pub kicker: Kicker,
+    /// Where accesses go.
+    pub bus: Bus,
+    /// To the main thread.
+    pub notices: Arc<Notices>,
+    /// Address of the kernel's entry; set before each `Apply`.
+    pub entry: AtomicU64,
+    /// Exits to user space of all vCPUs.
+    pub exits: AtomicU64,
+}
+
+impl Shared {
+    /// Stops all vCPUs without waiting for them.
+    pub fn hold(&self) {
+        self.gate.wish(Wish::Hold);
+        self.kicker.kick_all();
+    }
+
+    fn halt(&self, halt: Halt) {
+        self.notices.halt(halt);
+        self.hold();
+    }
+}
+
+/// A vCPU on its way into its thread.
+pub struct Vcpu {
+    /// Its number.
+    pub id: u32,
+    /// KVM's vCPU with CPUID set.
+    pub fd: VcpuFd,
+    /// What a reset goes back to.
+    pub reset: ResetState,
+}
+
+impl Vcpu {
+    /// Starts the thread; its id is sent to `started` when it has come up.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub fn spawn(mut self, shared: Arc<Shared>, started: Sender<(u32, i32)>) -> io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name(format!("vcpu{}", self.id)).stack_size(STACK_BYTES).spawn(
+            move || {
+                let flag = std::ptr::from_mut(&mut self.fd.get_kvm_run().immediate_exit).cast_const();
+                IMMEDIATE_EXIT.set(flag.cast());
+                // SAFETY: gettid has no preconditions.
+                let tid = unsafe { libc::gettid() };
+                let _ = started.send((self.id, tid));
+                drop(started);
+                self.live(&shared);
+                IMMEDIATE_EXIT.set(std::ptr::null());
+            },
+        )
+    }
+
+    fn live(&mut self, shared: &Shared) {
+        let mut seen = 0;
+        loop {
+            match shared.gate.pass(&mut seen) {
+                Pass::Leave => return,
+                Pass::Apply => self.apply(shared),
+                Pass::Run => {
+                    while shared.gate.runs() {
+                        self.run_once(shared);
+                    }
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, shared: &Shared) {
+        // Completes an access that was under way: KVM would otherwise finish it on top of the new state.
+        self.fd.set_kvm_immediate_exit(1);
+        let _ = self.fd.run();
+        self.fd.set_kvm_immediate_exit(0);
+        if let Err(error) = self.reset.apply(&self.fd, shared.entry.load(Ordering::Acquire)) {
+            shared.halt(Halt::Crash(format!("vCPU {} cannot be reset: {error}", self.id)));
+        }
+    }
+
+    /// Runs guest code until the next exit and carries that out.
+    fn run_once(&mut self, shared: &Shared) {
+        let bus = &shared.bus;
+        let action = match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => bus.port_write(port, data),
+            Ok(VcpuExit::IoIn(port, data)) => {
+                bus.port_read(port, data);
+                PowerAction::None
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                bus.memory_read(address, data);
+                PowerAction::None
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                bus.memory_write(address, data);
+                PowerAction::None
+            }
+            // A triple fault.
+            Ok(VcpuExit::Shutdown) => PowerAction::Reset,
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => PowerAction::None,
+            Ok(other) => {
+                let message = format!("vCPU {} stopped with {other:?}", self.id);
+                return shared.halt(Halt::Crash(message));
+            }
+            Err(error) => return self.interrupted(shared, error),
+        };
+        shared.exits.fetch_add(1, Ordering::Relaxed);
+        match action {
+            PowerAction::None => {}
+            PowerAction::PowerOff => shared.halt(Halt::PowerOff),
+            PowerAction::Reset => shared.halt(Halt::Reset),
+        }
+    }
+
+    fn interrupted(&mut self, shared: &Shared, error: kvm_ioctls::Error) {
+        match error.errno() {
+            // Cleared before the gate is looked at: a kick that comes in between sets it again.
+            libc::EINTR => self.fd.set_kvm_immediate_exit(0),
+            libc::EAGAIN => {}
+            _ => shared.halt(Halt::Crash(format!("vCPU {} cannot run: {error}", self.id))),
+        }
+    }
+}
