@@ -25,7 +25,7 @@ use crate::arch::x86_64::{acpi, cpuid, layout, params, regs};
 use crate::bus::Bus;
 use crate::console::Console;
 use crate::control::definition::Definition;
-use crate::control::wire::Stats;
+use crate::control::wire::{CpuStatus, MemoryStatus, Stats};
 use crate::device_thread::DeviceThread;
 use crate::devices::DeviceSet;
 use crate::gate::{Gate, Wish};
@@ -76,6 +76,9 @@ pub enum MachineError {
     /// A device.
     #[error("{0}")]
     Device(String),
+    /// It is asked for more, or less, than there can be.
+    #[error("{0}")]
+    Impossible(String),
     /// vCPU threads did not stop.
     #[error("the vCPU threads did not stop within {} s", SETTLE_LIMIT.as_secs())]
     Stuck,
@@ -301,6 +304,60 @@ impl Machine {
     pub fn press_power_button(&self) -> io::Result<()> {
         self.shared.bus.power.raise(power::EVENT_POWER_BUTTON);
         self.ged_interrupt.write(1)
+    }
+
+    /// vCPUs now.
+    pub fn cpu_status(&self) -> CpuStatus {
+        let count = self.images.cpus;
+        CpuStatus { possible: count, target: count, present: count, vcpu_tids: self.tids.clone() }
+    }
+
+    /// Memory now.
+    pub fn memory_status(&self) -> MemoryStatus {
+        MemoryStatus { boot_bytes: self.images.memory_bytes, ..MemoryStatus::default() }
+    }
+
+    /// Makes the threads of vCPUs `0..count`; the guest is not told.
+    ///
+    /// # Errors
+    /// [`MachineError::Impossible`] beyond what there can be; when KVM or the host refuses.
+    pub fn prepare_cpus(&self, count: u32) -> Result<CpuStatus, MachineError> {
+        match self.cpu_status() {
+            status if (1..=status.possible).contains(&count) => Ok(status),
+            status => {
+                Err(MachineError::Impossible(format!("{count} vCPUs; 1 to {} are possible", status.possible)))
+            }
+        }
+    }
+
+    /// Asks the guest to have vCPUs `0..count`.
+    ///
+    /// # Errors
+    /// As [`Machine::prepare_cpus`].
+    pub fn set_cpus(&self, count: u32) -> Result<CpuStatus, MachineError> {
+        self.prepare_cpus(count)
+    }
+
+    /// Asks the guest to plug this much.
+    ///
+    /// # Errors
+    /// [`MachineError::Impossible`].
+    pub fn set_plugged(&self, bytes: u64) -> Result<MemoryStatus, MachineError> {
+        match bytes {
+            0 => Ok(self.memory_status()),
+            _ => Err(MachineError::Impossible(format!("{bytes} bytes; the machine has no pluggable memory"))),
+        }
+    }
+
+    /// Asks the guest to put this much into its balloon.
+    ///
+    /// # Errors
+    /// [`MachineError::Impossible`].
+    pub fn set_balloon(&self, bytes: u64) -> Result<MemoryStatus, MachineError> {
+        match bytes {
+            0 => Ok(self.memory_status()),
+            _ => Err(MachineError::Impossible(format!("{bytes} bytes; the machine has no balloon"))),
+        }
     }
 
     /// The console's last output.

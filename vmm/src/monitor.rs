@@ -17,7 +17,7 @@ use crate::control::wire::{
     Answer, Command, Event, ExitReason, OLDEST_VERSION, OnReboot, Phase, Refusal, Stats, Status, VERSION,
 };
 use crate::machine::{Machine, MachineError};
-use crate::notices::{Halt, Notices};
+use crate::notices::{Halt, Notices, Taken};
 use crate::sandbox::{self, Extra};
 
 /// vsock listeners kept between `Define` and `Start`.
@@ -50,6 +50,7 @@ impl From<MachineError> for Refusal {
             MachineError::Image(_) => "kernel-image",
             MachineError::Host { .. } | MachineError::Stuck => "host",
             MachineError::Tables(_) | MachineError::Device(_) => "device",
+            MachineError::Impossible(_) => "bad-request",
         };
         refusal(code, error)
     }
@@ -162,6 +163,10 @@ impl Monitor {
                 self.machine()?.press_power_button().map_err(|e| refusal("host", e))?;
                 Answer::Done {}
             }
+            Command::PrepareCpus { count } => Answer::Cpus(self.machine()?.prepare_cpus(count)?),
+            Command::SetCpus { count } => Answer::Cpus(self.machine()?.set_cpus(count)?),
+            Command::SetPlugged { bytes } => Answer::Memory(self.machine()?.set_plugged(bytes)?),
+            Command::SetBalloon { bytes } => Answer::Memory(self.machine()?.set_balloon(bytes)?),
             Command::VsockListen { port, fd } => {
                 let socket = fds.take("vsock listener", fd, Kind::Socket)?;
                 self.listen(port, socket)?;
@@ -203,6 +208,8 @@ impl Monitor {
             vcpu_tids: self.machine.as_ref().map(|m| m.tids().to_vec()).unwrap_or_default(),
             reboots: self.reboots,
             go_monotonic_nsec: self.go_monotonic_nsec,
+            cpus: self.machine.as_ref().map(Machine::cpu_status),
+            memory: self.machine.as_ref().map(Machine::memory_status),
         }
     }
 
@@ -264,7 +271,11 @@ impl Monitor {
 
     /// Does what vCPUs and devices have asked for.
     pub fn on_notices(&mut self) {
-        let (halt, complaints) = self.notices.take();
+        let Taken { halt, complaints, cpus, memory } = self.notices.take();
+        if let Some(machine) = &self.machine {
+            self.events.extend(cpus.then(|| Event::CpusChanged(machine.cpu_status())));
+            self.events.extend(memory.then(|| Event::MemoryChanged(machine.memory_status())));
+        }
         for complaint in complaints {
             self.events.push(Event::DeviceNeedsReset { device: complaint.device, reason: complaint.reason });
         }

@@ -35,6 +35,21 @@ pub struct Complaint {
 struct State {
     halt: Option<Halt>,
     complaints: VecDeque<Complaint>,
+    cpus: bool,
+    memory: bool,
+}
+
+/// What [`Notices::take`] fetches.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// What stops the machine.
+    pub halt: Option<Halt>,
+    /// Devices that wait for a reset.
+    pub complaints: Vec<Complaint>,
+    /// vCPUs were plugged in or ejected.
+    pub cpus: bool,
+    /// Memory was plugged, unplugged, inflated or deflated, or a driver came or went.
+    pub memory: bool,
 }
 
 /// See the module.
@@ -90,11 +105,32 @@ impl Notices {
         }
     }
 
+    /// Reports that vCPUs were plugged in or ejected. However often before it is fetched, it is one notice.
+    pub fn cpus_changed(&self) {
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.cpus, true) {
+            self.signal();
+        }
+    }
+
+    /// Reports that the guest's memory changed; likewise.
+    pub fn memory_changed(&self) {
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.memory, true) {
+            self.signal();
+        }
+    }
+
     /// Fetches all that there is.
-    pub fn take(&self) -> (Option<Halt>, Vec<Complaint>) {
+    pub fn take(&self) -> Taken {
         // Cleared first: what comes later signals again.
         let _ = self.wake.read();
         let mut state = self.lock();
-        (state.halt.take(), state.complaints.drain(..).collect())
+        Taken {
+            halt: state.halt.take(),
+            complaints: state.complaints.drain(..).collect(),
+            cpus: std::mem::take(&mut state.cpus),
+            memory: std::mem::take(&mut state.memory),
+        }
     }
 }

@@ -75,7 +75,10 @@ fn define(kernel: &[u8], on_reboot: OnReboot, cpus: u32) -> Option<(Monitor, Uni
     let config = MachineConfig {
         kvm: 0,
         cpus,
+        cpus_max: None,
         memory_bytes: 64 << 20,
+        memory_max_bytes: None,
+        balloon: false,
         kernel: 1,
         initrd: None,
         cmdline: "hello".to_owned(),

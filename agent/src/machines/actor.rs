@@ -379,7 +379,9 @@ impl Actor {
                 let message = format!("{device} of {} stands still: {reason}", self.entry.name);
                 self.core.tell("machine-device", &self.entry.name, message);
             }
-            Notice::Event(MonitorEvent::Phase(_)) => {}
+            Notice::Event(
+                MonitorEvent::Phase(_) | MonitorEvent::CpusChanged(_) | MonitorEvent::MemoryChanged(_),
+            ) => {}
             Notice::Gone => {
                 let end = self.how_it_ended().await;
                 if self.since.elapsed() > PEACE {

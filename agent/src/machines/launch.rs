@@ -166,6 +166,9 @@ async fn define(
     let config = MachineConfig {
         kvm,
         cpus: record.vcpus(),
+        cpus_max: None,
+        memory_max_bytes: None,
+        balloon: false,
         memory_bytes: record.desired.memory_bytes,
         kernel,
         initrd,

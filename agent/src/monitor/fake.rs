@@ -202,6 +202,8 @@ fn carry_out(
             vcpu_tids: vec![std::process::id() as i32],
             reboots: 0,
             go_monotonic_nsec: 1,
+            cpus: None,
+            memory: None,
         })),
         (Command::ConsoleTail {}, _) => Ok(Answer::Console { text: String::new() }),
         (Command::ConsoleAttach { .. }, phase) if phase != Phase::Empty => {

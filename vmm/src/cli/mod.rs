@@ -23,7 +23,7 @@ enum Verb {
     /// Serve a control socket: the one systemd hands in, or --control PATH
     Serve(ServeOptions),
     /// Boot a machine from files and wait until it ends
-    Run(RunOptions),
+    Run(Box<RunOptions>),
     /// Send one command to a control socket and print the answer
     Ask(AskOptions),
 }
@@ -60,9 +60,18 @@ struct RunOptions {
     /// vCPUs
     #[arg(long, default_value_t = 1)]
     cpus: u32,
+    /// Most vCPUs while it runs; otherwise as many as at boot
+    #[arg(long)]
+    cpus_max: Option<u32>,
     /// Guest memory, such as 512M or 2G
     #[arg(long, default_value = "512M", value_name = "AMOUNT", allow_hyphen_values = true)]
     memory: String,
+    /// Most memory while it runs; otherwise as much as at boot
+    #[arg(long, value_name = "AMOUNT")]
+    memory_max: Option<String>,
+    /// With a balloon, through which the guest also reports free pages
+    #[arg(long)]
+    balloon: bool,
     /// Kernel command line
     #[arg(long, default_value = "console=ttyS0 quiet", value_name = "TEXT")]
     cmdline: String,

@@ -139,10 +139,15 @@ fn console(handed: &mut Handed, text: &str) -> Result<(Option<FdIndex>, Option<T
 /// See the module.
 pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let host = |error: io::Error| Failure::new("host", error);
-    let memory_bytes = parse_amount(&options.memory).ok_or_else(|| {
-        Failure::new("usage", format!("--memory {}: no amount of memory", options.memory))
-            .fix("--memory 512M")
-    })?;
+    let amount = |option: &str, text: &str| {
+        parse_amount(text).ok_or_else(|| {
+            Failure::new("usage", format!("{option} {text}: no amount of memory"))
+                .fix(format!("{option} 512M"))
+        })
+    };
+    let memory_bytes = amount("--memory", &options.memory)?;
+    let memory_max_bytes =
+        options.memory_max.as_ref().map(|text| amount("--memory-max", text)).transpose()?;
     let mut handed = Handed::default();
     let kvm = handed.add(open("kvm", "/dev/kvm", true)?);
     let kernel = handed.add(open("kernel", &options.kernel, false)?);
@@ -167,7 +172,10 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let config = MachineConfig {
         kvm,
         cpus: options.cpus,
+        cpus_max: options.cpus_max,
         memory_bytes,
+        memory_max_bytes,
+        balloon: options.balloon,
         kernel,
         initrd,
         cmdline: options.cmdline.clone(),

@@ -71,10 +71,16 @@ pub struct Devices {
 pub struct Definition {
     /// `/dev/kvm`.
     pub kvm: OwnedFd,
-    /// vCPUs.
+    /// vCPUs at boot.
     pub cpus: u32,
-    /// Guest memory.
+    /// Most vCPUs, at least as many.
+    pub cpus_max: u32,
+    /// Guest memory at boot.
     pub memory_bytes: u64,
+    /// Most guest memory, at least as much.
+    pub memory_max_bytes: u64,
+    /// With a virtio-balloon device.
+    pub balloon: bool,
     /// Kernel image.
     pub kernel: File,
     /// Initial RAM disk.
@@ -186,6 +192,17 @@ fn check_numbers(config: &MachineConfig) -> Result<(), Refusal> {
             "{memory} bytes of memory; a multiple of {MEMORY_STEP} from {MIN_MEMORY} to {MAX_MEMORY} is possible"
         )));
     }
+    let cpus_max = config.cpus_max.unwrap_or(config.cpus);
+    if !(config.cpus..=MAX_CPUS).contains(&cpus_max) {
+        let least = config.cpus;
+        return Err(bad_config(format!("at most {cpus_max} vCPUs; {least} to {MAX_CPUS} are possible")));
+    }
+    let most = config.memory_max_bytes.unwrap_or(memory);
+    if !(memory..=MAX_MEMORY).contains(&most) || !most.is_multiple_of(MEMORY_STEP) {
+        return Err(bad_config(format!(
+            "at most {most} bytes of memory; a multiple of {MEMORY_STEP} from {memory} to {MAX_MEMORY} is possible"
+        )));
+    }
     let length = config.cmdline.len();
     if length > CMDLINE_MAX || config.cmdline.contains('\0') {
         return Err(bad_config(format!(
@@ -195,7 +212,9 @@ fn check_numbers(config: &MachineConfig) -> Result<(), Refusal> {
     let devices = config.disks.len()
         + config.nics.len()
         + usize::from(config.vsock.is_some())
-        + usize::from(config.rng);
+        + usize::from(config.rng)
+        + usize::from(config.balloon)
+        + usize::from(most > memory);
     if devices >= SLOTS {
         return Err(bad_config(format!("{devices} devices; at most {} are possible", SLOTS - 1)));
     }
@@ -278,7 +297,10 @@ impl Definition {
         Ok(Self {
             kvm,
             cpus: config.cpus,
+            cpus_max: config.cpus_max.unwrap_or(config.cpus),
             memory_bytes: config.memory_bytes,
+            memory_max_bytes: config.memory_max_bytes.unwrap_or(config.memory_bytes),
+            balloon: config.balloon,
             kernel,
             initrd,
             cmdline: config.cmdline.clone(),
@@ -302,7 +324,10 @@ mod tests {
         MachineConfig {
             kvm: 0,
             cpus: 1,
+            cpus_max: None,
             memory_bytes: MIN_MEMORY,
+            memory_max_bytes: None,
+            balloon: false,
             kernel: 1,
             initrd: None,
             cmdline: String::new(),

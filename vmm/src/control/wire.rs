@@ -17,8 +17,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The protocol version that this build speaks.
-pub const VERSION: u32 = 1;
+/// The protocol version that this build speaks. 2 added [`Command::PrepareCpus`], [`Command::SetCpus`], [`Command::SetPlugged`],
+/// [`Command::SetBalloon`], their answers and events, and the dormant parts of [`MachineConfig`].
+pub const VERSION: u32 = 2;
 /// Oldest protocol version that this build still understands.
 pub const OLDEST_VERSION: u32 = 1;
 /// Longest message in bytes, both ways.
@@ -85,6 +86,31 @@ pub enum Command {
         /// The socket.
         fd: FdIndex,
     },
+    /// Creates the threads of vCPUs `0..count`, so that they can be put into cgroups; the guest is not told. Threads that are there
+    /// stay. Answers with [`Answer::Cpus`]. `Ready`, `Running`, `Paused`. Since version 2.
+    PrepareCpus {
+        /// vCPUs, 1..=`cpus_max`.
+        count: u32,
+    },
+    /// Asks the guest to have vCPUs `0..count`: those that it lacks are plugged in at once (prepared first if they are not),
+    /// for those above it gets an eject request, highest first, which it may refuse or answer late. Replaces an earlier target; the
+    /// same one again repeats the requests. Answers with [`Answer::Cpus`] without waiting; [`Event::CpusChanged`] follows.
+    /// `Ready`, `Running`, `Paused`. Since version 2.
+    SetCpus {
+        /// vCPUs, 1..=`cpus_max`.
+        count: u32,
+    },
+    /// Asks the guest to have this much of the pluggable memory (virtio-mem `requested_size`). Answers with [`Answer::Memory`]
+    /// without waiting; [`Event::MemoryChanged`] follows as the guest plugs and unplugs. `Ready`, `Running`, `Paused`. Since version 2.
+    SetPlugged {
+        /// Bytes, a multiple of 2 MiB, at most `memory_max_bytes - memory_bytes`.
+        bytes: u64,
+    },
+    /// Asks the guest to put this much of its memory into the balloon. As [`Command::SetPlugged`] otherwise.
+    SetBalloon {
+        /// Bytes, a multiple of 4 KiB, less than the memory that the guest has.
+        bytes: u64,
+    },
     /// Replaces where the console goes (a stream socket, pty or pipe). Any phase from `Defined` on. `None` only keeps the ring of
     /// the last output.
     ConsoleAttach {
@@ -117,6 +143,10 @@ pub enum Answer {
         /// One per vCPU, in order of vCPU index.
         vcpu_tids: Vec<i32>,
     },
+    /// To [`Command::PrepareCpus`] and [`Command::SetCpus`].
+    Cpus(CpuStatus),
+    /// To [`Command::SetPlugged`] and [`Command::SetBalloon`].
+    Memory(MemoryStatus),
     /// To [`Command::Status`].
     Status(Status),
     /// To [`Command::Stats`].
@@ -167,8 +197,18 @@ pub struct MachineConfig {
     pub kvm: FdIndex,
     /// vCPUs at boot, 1..=64.
     pub cpus: u32,
-    /// Guest memory in bytes, a multiple of 2 MiB, at least 64 MiB.
+    /// Most vCPUs while it runs, `cpus`..=64; otherwise `cpus`.
+    #[serde(default)]
+    pub cpus_max: Option<u32>,
+    /// Guest memory at boot in bytes, a multiple of 2 MiB, at least 64 MiB.
     pub memory_bytes: u64,
+    /// Most memory while it runs, bytes, a multiple of 2 MiB: what exceeds `memory_bytes` is a dormant virtio-mem region. Otherwise
+    /// `memory_bytes`, and no such device.
+    #[serde(default)]
+    pub memory_max_bytes: Option<u64>,
+    /// virtio-balloon, with free page reporting, statistics and deflation on OOM.
+    #[serde(default)]
+    pub balloon: bool,
     /// bzImage or ELF (vmlinux), opened for reading.
     pub kernel: FdIndex,
     /// Initial RAM disk.
@@ -261,6 +301,10 @@ pub enum Event {
     Rebooted {},
     /// The machine is over.
     Ended(ExitReason),
+    /// The guest has ejected or taken vCPUs. Since version 2.
+    CpusChanged(CpuStatus),
+    /// The guest has plugged, unplugged, inflated or deflated, or its driver came or went; at most a few per second. Since version 2.
+    MemoryChanged(MemoryStatus),
     /// A device was stopped because its driver broke the rules; it waits for a reset by the guest.
     DeviceNeedsReset {
         /// `block0`, `net0`, `vsock`, …
@@ -310,6 +354,70 @@ pub struct Status {
     pub reboots: u64,
     /// Nanoseconds of CLOCK_MONOTONIC at `Go`; 0 before.
     pub go_monotonic_nsec: u64,
+    /// vCPUs, once started. Since version 2.
+    #[serde(default)]
+    pub cpus: Option<CpuStatus>,
+    /// Memory, once started. Since version 2.
+    #[serde(default)]
+    pub memory: Option<MemoryStatus>,
+}
+
+/// The vCPUs of a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuStatus {
+    /// Most that there can be.
+    pub possible: u32,
+    /// What the guest was last asked to have.
+    pub target: u32,
+    /// What it has: plugged in and not ejected. The guest may have taken some of them offline.
+    pub present: u32,
+    /// Thread ids by vCPU number, also of prepared and of ejected ones; threads live as long as the machine.
+    pub vcpu_tids: Vec<i32>,
+}
+
+/// The memory of a machine, bytes. What the guest has is `boot_bytes + plugged_bytes - balloon_bytes`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// There from boot on.
+    pub boot_bytes: u64,
+    /// Size of the virtio-mem region; 0 without one.
+    pub pluggable_bytes: u64,
+    /// What the guest was last asked to plug.
+    pub requested_bytes: u64,
+    /// What it has plugged: mapped into the guest now.
+    pub plugged_bytes: u64,
+    /// A driver serves the virtio-mem region.
+    pub plug_driver: bool,
+    /// What the guest was last asked to put into the balloon.
+    pub balloon_target_bytes: u64,
+    /// What the balloon holds.
+    pub balloon_bytes: u64,
+    /// A driver serves the balloon.
+    pub balloon_driver: bool,
+    /// What the balloon's driver says of the guest's memory; absent until it has. Nothing of it is to be trusted.
+    #[serde(default)]
+    pub guest: Option<GuestMemory>,
+}
+
+/// Statistics of the guest's memory by its own account (virtio 1.2, 5.5.6.3).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMemory {
+    /// Unused, bytes.
+    pub free_bytes: u64,
+    /// All, bytes.
+    pub total_bytes: u64,
+    /// An estimate of what new applications could get without swapping, bytes.
+    pub available_bytes: u64,
+    /// Page cache that could be dropped, bytes.
+    pub disk_caches_bytes: u64,
+    /// Swapped in since boot, bytes.
+    pub swap_in_bytes: u64,
+    /// Swapped out since boot, bytes.
+    pub swap_out_bytes: u64,
+    /// Major page faults since boot.
+    pub major_faults: u64,
+    /// Processes killed for lack of memory since boot.
+    pub oom_kills: u64,
 }
 
 /// Counters since the machine was started.
