@@ -122,11 +122,12 @@ impl Channel {
     fn dispatch(&self, frame: Frame) {
         match frame.kind {
             Kind::Hello => {
+                // Counted first: whoever is told of the loss may ask how often it has started.
+                lock(&self.shared.state).hellos += 1;
                 self.lose_commands("it restarted");
                 // A writer that fails ends in the reader.
                 let _ = self.send(&Frame::new(Kind::Sync, 0, &frame.payload));
                 let mut state = lock(&self.shared.state);
-                state.hellos += 1;
                 state.link = Link::Up(state.hellos);
                 self.shared.changed.notify_all();
             }

@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -44,6 +45,8 @@ pub struct Plan {
 struct Member {
     qemu: Mutex<Qemu>,
     channel: Channel,
+    /// Boots that somebody asked for.
+    asked_boots: AtomicU32,
 }
 
 /// Running hosts.
@@ -78,7 +81,7 @@ impl HostSet {
                 Machine { number, cpus: plan.cpus, memory_mib: plan.memory_mib, accel: plan.accel, segment };
             let mut qemu = Qemu::start(&machine, image, directory)?;
             let channel = Channel::new(qemu.connect("cmd.sock")?)?;
-            members.push(Member { qemu: Mutex::new(qemu), channel });
+            members.push(Member { qemu: Mutex::new(qemu), channel, asked_boots: AtomicU32::new(1) });
         }
         let set = Self { directory: directory.to_owned(), members, _hub: hub };
         let booting = &set;
@@ -143,8 +146,10 @@ impl HostSet {
     /// # Errors
     /// It does not come back.
     pub fn reboot(&self, number: usize) -> Result<()> {
-        let channel = &self.member(number)?.channel;
+        let member = self.member(number)?;
+        let channel = &member.channel;
         let boots = channel.boots();
+        member.asked_boots.fetch_add(1, Ordering::AcqRel);
         match capture(channel, &["systemctl", "reboot"], SETTLE_LIMIT) {
             // The answer and the end of the host race.
             Ok(_) | Err(ExecError::Lost(_)) => {}
@@ -160,8 +165,15 @@ impl HostSet {
     pub fn reset(&self, number: usize) -> Result<()> {
         let member = self.member(number)?;
         let boots = member.channel.boots();
+        member.asked_boots.fetch_add(1, Ordering::AcqRel);
         lock(&member.qemu).monitor("system_reset")?;
         self.settle(number, boots + 1)
+    }
+
+    /// Whether host `number` has booted, or the agent in it has started, more often than anybody asked for.
+    pub fn restarted_by_itself(&self, number: usize) -> bool {
+        self.member(number)
+            .is_ok_and(|member| member.channel.boots() > member.asked_boots.load(Ordering::Acquire))
     }
 
     /// Ends all hosts now.

@@ -12,9 +12,9 @@
 //! A scenario fails by panicking, which every `expect_…` does with what was run and what came of it. A host that
 //! vanishes, or a command that stays silent, *before the scenario's first expectation* is an infrastructure failure:
 //! the consoles are saved, the scenario gets fresh hosts, at most [`RETRIES`] times, and every retry is counted aloud.
-//! The same holds at any time for an *emulated* host that vanishes with a panic of its own kernel on its console: QEMU's
-//! emulation of SVM corrupts a host's stack about once in a hundred nested boots, whatever runs there. A failed
-//! expectation is never retried.
+//! The same holds at any time for an *emulated* host that restarts by itself or has a panic of its own kernel on its console:
+//! QEMU's emulation of SVM corrupts a host's stack about once in a hundred nested boots, whatever runs there. A failed
+//! expectation on a host that lives is never retried.
 
 use std::cell::Cell;
 use std::fs;
@@ -91,7 +91,7 @@ impl Hosts {
     /// Ends the scenario because of what carries it, not because of what it tests.
     #[track_caller]
     fn lost(&self, what: String) -> ! {
-        if self.expected.get() && !self.emulated_kernel_panicked() {
+        if self.expected.get() && !self.emulation_failed() {
             panic!("{what}");
         }
         // No panic message: the runner prints it as what it is.
@@ -100,14 +100,15 @@ impl Hosts {
 }
 
 impl Hosts {
-    /// Whether the console of an emulated host tells of the end of its kernel.
-    fn emulated_kernel_panicked(&self) -> bool {
+    /// Whether an emulated host has restarted by itself, or its console tells of the end of its kernel.
+    fn emulation_failed(&self) -> bool {
         let panicked = |number| {
             let console = fs::read(crate::qemu::path_of(self.set.directory(), number, "console.log"));
             console
                 .is_ok_and(|console| String::from_utf8_lossy(&console).contains("Kernel panic - not syncing"))
         };
-        self.emulated && (1..=self.set.len()).any(panicked)
+        let failed = |number| self.set.restarted_by_itself(number) || panicked(number);
+        self.emulated && (1..=self.set.len()).any(failed)
     }
 }
 
@@ -562,6 +563,8 @@ fn attempt_once(body: Body, hosts: &Hosts) -> Verdict {
         Ok(()) => Verdict::Passed,
         Err(payload) => match payload.downcast::<Infrastructure>() {
             Ok(infrastructure) => Verdict::Infrastructure(infrastructure.0),
+            // What does not hold on a host that has fallen over says nothing.
+            Err(payload) if hosts.emulation_failed() => Verdict::Infrastructure(message_of(&*payload)),
             // The panic hook has printed the message and where it came from.
             Err(payload) => Verdict::Failed(message_of(&*payload)),
         },

@@ -21,6 +21,7 @@
 //! | `PUT /v1/images/{name}?format=raw\|tar` | bytes → [`ImageView`] | change |
 //! | `DELETE /v1/images/{name}` | → [`Removed`] | change |
 //! | `PUT /v1/uploads` | bytes → [`Upload`]; kept one hour unless a machine uses it | change |
+//! | `DELETE /v1/uploads/{id}` | → [`Removed`] | change |
 //! | `GET /v1/peers` | → [`PeerList`] | view |
 //! | `POST /v1/cluster/init`, `…/token`, `…/join` | [`ClusterInit`], [`TokenRequest`], [`JoinRequest`] → [`ClusterView`], [`TokenView`], [`ClusterView`] | change |
 //! | `GET /v1/doctor` | → [`DoctorReport`] | view |

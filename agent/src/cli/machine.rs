@@ -33,27 +33,48 @@ fn machine_path(name: &str) -> Result<String, Problem> {
         .detail("names have 1 to 28 of a-z 0-9 -, beginning with a letter"))
 }
 
-async fn upload(client: &Client, file: Option<&Path>) -> Result<Option<String>, Problem> {
-    let Some(file) = file else { return Ok(None) };
-    let upload: Upload = client.upload("/v1/uploads", file).await?;
-    Ok(Some(upload.id))
+/// The uploads of one request: those that no machine is made from in the end are thrown away again.
+struct Uploads<'a> {
+    client: &'a Client,
+    ids: Vec<String>,
 }
 
-async fn disk(client: &Client, text: &str) -> Result<DiskSource, Problem> {
+impl Uploads<'_> {
+    async fn send(&mut self, file: &Path) -> Result<String, Problem> {
+        let upload: Upload = self.client.upload("/v1/uploads", file).await?;
+        self.ids.push(upload.id.clone());
+        Ok(upload.id)
+    }
+
+    async fn send_if_any(&mut self, file: Option<&Path>) -> Result<Option<String>, Problem> {
+        match file {
+            Some(file) => self.send(file).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn discard(self) {
+        for id in self.ids {
+            // What cannot be removed now, or is no more, lathed removes by age.
+            let _: Result<Removed, Problem> = self.client.delete(&format!("/v1/uploads/{id}")).await;
+        }
+    }
+}
+
+async fn disk(uploads: &mut Uploads<'_>, text: &str) -> Result<DiskSource, Problem> {
     if let Some(path) = text.strip_prefix("in-place:") {
         let (path, read_only) = path.strip_suffix(",ro").map_or((path, false), |path| (path, true));
         return Ok(DiskSource::Path { path: path.to_owned(), read_only });
     }
-    let upload: Upload = client.upload("/v1/uploads", Path::new(text)).await?;
-    Ok(DiskSource::Upload { id: upload.id })
+    Ok(DiskSource::Upload { id: uploads.send(Path::new(text)).await? })
 }
 
 /// What can be known to be wrong before anything is uploaded is refused here; the rest is lathed's to judge.
-async fn run_request(client: &Client, args: &RunArgs) -> Result<RunRequest, Problem> {
+async fn run_request(uploads: &mut Uploads<'_>, args: &RunArgs) -> Result<RunRequest, Problem> {
     machine_path(&args.name)?;
     let mut disks = Vec::new();
     for text in &args.disk {
-        disks.push(disk(client, text).await?);
+        disks.push(disk(uploads, text).await?);
     }
     let for_max = args.cpu.max.map(|max| u32::try_from(max.0.div_ceil(1000)).unwrap_or(u32::MAX));
     Ok(RunRequest {
@@ -68,8 +89,8 @@ async fn run_request(client: &Client, args: &RunArgs) -> Result<RunRequest, Prob
         net: args.net != Some(Net::None),
         iops: args.iops.map(|Iops(iops)| iops),
         image: args.image.clone(),
-        kernel: upload(client, args.kernel.as_deref()).await?,
-        initrd: upload(client, args.initrd.as_deref()).await?,
+        kernel: uploads.send_if_any(args.kernel.as_deref()).await?,
+        initrd: uploads.send_if_any(args.initrd.as_deref()).await?,
         disks,
         disk_size_bytes: args.disk_size.map(|Bytes(bytes)| bytes),
         cmdline: args.cmdline.clone(),
@@ -78,15 +99,39 @@ async fn run_request(client: &Client, args: &RunArgs) -> Result<RunRequest, Prob
     })
 }
 
+/// What lathed answers to a request for a machine.
+enum Asked {
+    Plan(PlanView),
+    Machine(RunRequest, Box<MachineView>),
+}
+
+async fn ask_for_machine(uploads: &mut Uploads<'_>, args: &RunArgs) -> Result<Asked, Problem> {
+    let client = uploads.client;
+    let request = run_request(uploads, args).await?;
+    if args.plan {
+        let plan = client.send(Method::POST, "/v1/machines?plan=true", &request, None).await?;
+        return Ok(Asked::Plan(plan));
+    }
+    let view = client.send(Method::POST, "/v1/machines", &request, None).await?;
+    Ok(Asked::Machine(request, Box::new(view)))
+}
+
 /// `lathe run`.
 pub async fn run(client: &Client, json: bool, args: Box<RunArgs>) -> Verdict {
     let begun = Instant::now();
-    let request = run_request(client, &args).await?;
-    if args.plan {
-        let plan: PlanView = client.send(Method::POST, "/v1/machines?plan=true", &request, None).await?;
-        return print_plan(&plan, json, args.exit_code);
-    }
-    let mut view: MachineView = client.send(Method::POST, "/v1/machines", &request, None).await?;
+    let mut uploads = Uploads { client, ids: Vec::new() };
+    let asked = ask_for_machine(&mut uploads, &args).await;
+    let (request, mut view) = match asked {
+        Ok(Asked::Machine(request, view)) => (request, view),
+        Ok(Asked::Plan(plan)) => {
+            uploads.discard().await;
+            return print_plan(&plan, json, args.exit_code);
+        }
+        Err(problem) => {
+            uploads.discard().await;
+            return Err(problem);
+        }
+    };
     let built_in = request.image.is_none()
         && request.kernel.is_none()
         && request.initrd.is_none()

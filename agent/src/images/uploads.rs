@@ -69,6 +69,21 @@ impl Uploads {
         Ok(Upload { id, size_bytes: received.size_bytes })
     }
 
+    /// Throws an upload away that nobody will use.
+    ///
+    /// # Errors
+    /// `no-such-upload`, `internal`.
+    pub fn discard(&self, id: &str) -> Result<(), Problem> {
+        let missing = || Problem::new(Kind::NotFound, "no-such-upload", "there is no such upload");
+        if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(missing());
+        }
+        fs::remove_file(self.folder.join(id)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => missing(),
+            _ => Problem::internal(format!("cannot remove upload {id}"), error),
+        })
+    }
+
     /// Removes what is older than [`KEPT`]; says how many. A file that cannot be looked at is left.
     pub fn expire(&self, now: SystemTime) -> usize {
         let Ok(entries) = fs::read_dir(&self.folder) else { return 0 };

@@ -236,6 +236,7 @@ fn kernels_and_images_are_checked(hosts: &Hosts) {
         ],
     );
     host.run("lathe image list --json >/tmp/shown && jq -e '.images == []' /tmp/shown").expect_ok();
+    View::of(&host).expect_no_uploads();
     host.run("rm -f /root/cut /root/cut-elf /root/noise /root/broken-elf").expect_ok();
 }
 

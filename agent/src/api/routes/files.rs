@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json as Out;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Path as UrlPath, State};
 use axum::http::{HeaderMap, header};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
@@ -78,6 +78,16 @@ pub async fn import_image(
     responses((status = 200, body = Removed), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn remove_image(State(app): State<App>, ImageName(name): ImageName) -> Answer<Out<Removed>> {
     Ok(Out(blocking(move || app.images.remove(&name)).await?))
+}
+
+/// Throws an upload away that no machine was made from.
+#[utoipa::path(delete, path = "/v1/uploads/{id}", tag = "images", params(("id" = String, Path)),
+    responses((status = 200, body = Removed), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub async fn discard_upload(State(app): State<App>, UrlPath(id): UrlPath<String>) -> Answer<Out<Removed>> {
+    let uploads = Arc::clone(&app.uploads);
+    let name = id.clone();
+    blocking(move || uploads.discard(&id)).await?;
+    Ok(Out(Removed { schema: SCHEMA, name, kept: None }))
 }
 
 /// Receives a file that a machine is to be made from.

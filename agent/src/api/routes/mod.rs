@@ -10,7 +10,7 @@ pub mod streams;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post, put};
+use axum::routing::{delete, get, post, put};
 
 use super::App;
 use super::answer::ApiError;
@@ -32,6 +32,7 @@ pub fn all() -> Router<App> {
         .route("/v1/machines/{name}/logs", get(streams::logs))
         .route("/v1/machines/{name}/exec", post(streams::exec))
         .route("/v1/machines/{name}/console", post(streams::console))
+        .route("/v1/uploads/{id}", delete(files::discard_upload))
         .route("/v1/images", get(files::list_images))
         .route("/v1/peers", get(cluster::peers))
         .route("/v1/cluster/init", post(cluster::init))

@@ -212,6 +212,7 @@ async fn who_may_only_look_is_refused_before_anything_happens() {
         ("PUT /v1/images/a", true),
         ("DELETE /v1/images/a", true),
         ("PUT /v1/uploads", true),
+        ("DELETE /v1/uploads/0a", true),
         ("POST /v1/cluster/init", true),
         ("POST /v1/cluster/token", true),
         ("POST /v1/cluster/join", true),
@@ -263,6 +264,12 @@ async fn an_upload_lies_under_its_id() {
     let upload: Upload = serde_json::from_str(&made.body).unwrap();
     assert_eq!(upload.size_bytes, 6);
     assert_eq!(std::fs::read(server.dir.path().join("uploads").join(&upload.id)).unwrap(), b"kernel");
+    assert_eq!(server.ask(&format!("DELETE /v1/uploads/{}", upload.id), "", b"").await.status, 200);
+    for id in [upload.id.as_str(), "..%2Fuploads"] {
+        let again = server.ask(&format!("DELETE /v1/uploads/{id}"), "", b"").await;
+        assert_eq!(again.error(), (404, "no-such-upload".into()), "{id}");
+    }
+    assert_eq!(std::fs::read_dir(server.dir.path().join("uploads")).unwrap().count(), 0);
     let head = "content-type: application/octet-stream\r\nexpect: 100-continue\r\n";
     let mut stream = server.connect().await;
     let too_much = format!(
