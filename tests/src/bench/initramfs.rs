@@ -109,6 +109,22 @@ pub fn write(out: &mut impl Write) -> io::Result<()> {
     member(out, "TRAILER!!!", 0, (0, 0), &[])
 }
 
+/// The same with another init, and modules in loading order.
+///
+/// # Errors
+/// What the destination says.
+pub fn write_with(out: &mut impl Write, init: &[u8], modules: &[Vec<u8>]) -> io::Result<()> {
+    for folder in ["dev", "proc", "sys", "modules"] {
+        member(out, folder, S_IFDIR | 0o755, (0, 0), &[])?;
+    }
+    member(out, "dev/console", S_IFCHR | 0o600, (5, 1), &[])?;
+    member(out, "init", S_IFREG | 0o755, (0, 0), init)?;
+    for (number, module) in modules.iter().enumerate() {
+        member(out, &format!("modules/{number:02}.ko"), S_IFREG | 0o644, (0, 0), module)?;
+    }
+    member(out, "TRAILER!!!", 0, (0, 0), &[])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,10 +20,12 @@ use crate::{hold, place, transfer};
 use monitors::Setup;
 
 pub mod boot;
+pub mod elastic;
 pub mod initramfs;
 pub mod memory;
 pub mod monitors;
 pub mod programs;
+pub mod shape;
 pub mod stats;
 
 /// Where the kernels are in a test host.
@@ -47,6 +49,24 @@ enum Verb {
     Boot(Options),
     /// Memory of an idle machine's monitor beside the guest's.
     Memory(Options),
+    /// Time to change a running machine: vCPUs, memory, balloon.
+    Shape(Options),
+}
+
+impl Verb {
+    fn options(&self) -> &Options {
+        match self {
+            Self::Boot(options) | Self::Memory(options) | Self::Shape(options) => options,
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Boot(_) => "boot",
+            Self::Memory(_) => "memory",
+            Self::Shape(_) => "shape",
+        }
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -66,6 +86,9 @@ struct Options {
     /// The monitor under test (default: this workspace's release build)
     #[arg(long, value_name = "FILE")]
     vmm: Option<PathBuf>,
+    /// Init of the guests whose shape is changed (default: this workspace's release build)
+    #[arg(long, value_name = "FILE")]
+    hand: Option<PathBuf>,
     /// Also list every mapping of the monitor under test
     #[arg(long)]
     detail: bool,
@@ -79,7 +102,7 @@ struct Options {
 /// # Errors
 /// What keeps the benchmark from being run.
 pub fn run(command: &Cli) -> Result<u8> {
-    let (Verb::Boot(options) | Verb::Memory(options)) = &command.verb;
+    let options = command.verb.options();
     if !options.here {
         return elsewhere(&command.verb, options);
     }
@@ -94,7 +117,7 @@ fn kernels(verb: &Verb, options: &Options) -> Vec<PathBuf> {
     let of = |name: &str| Path::new(KERNELS).join(name);
     match verb {
         Verb::Boot(_) => vec![of("6.12/vmlinux"), of("6.1/bzImage")],
-        Verb::Memory(_) => vec![of("6.12/vmlinux")],
+        Verb::Memory(_) | Verb::Shape(_) => vec![of("6.12/vmlinux")],
     }
 }
 
@@ -110,6 +133,11 @@ fn here(verb: &Verb, options: &Options) -> Result<bool> {
         met &= match verb {
             Verb::Boot(_) => boot::run(&setup, options.rounds.unwrap_or(10))?,
             Verb::Memory(_) => memory::run(&setup, options.rounds.unwrap_or(3), options.detail)?,
+            Verb::Shape(_) => {
+                let hand = options.hand.as_ref().context("--here needs --hand")?;
+                let setup = shape::setup(&setup, hand, &directory)?;
+                shape::run(&setup, options.rounds.unwrap_or(5))?
+            }
         };
     }
     fs::remove_dir_all(&directory)?;
@@ -129,8 +157,13 @@ fn inside(channel: &Channel, verb: &Verb, options: &Options, vmm: &Path) -> Resu
     transfer::push(channel, vmm, &format!("{INSIDE}/lathe-vmm"))?;
     transfer::push(channel, &std::env::current_exe()?, &format!("{INSIDE}/bench"))?;
     let mut argv = vec![format!("{INSIDE}/bench")];
-    argv.push(if matches!(verb, Verb::Boot(_)) { "boot" } else { "memory" }.to_owned());
+    argv.push(verb.name().to_owned());
     argv.extend(["--here".to_owned(), "--vmm".to_owned(), format!("{INSIDE}/lathe-vmm")]);
+    if matches!(verb, Verb::Shape(_)) {
+        let hand = options.hand.clone().map_or_else(programs::hand, Ok)?;
+        transfer::push(channel, &hand, &format!("{INSIDE}/hand"))?;
+        argv.extend(["--hand".to_owned(), format!("{INSIDE}/hand")]);
+    }
     for kernel in &options.kernels {
         argv.extend(["--kernel".to_owned(), kernel.display().to_string()]);
     }

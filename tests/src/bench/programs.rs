@@ -10,10 +10,10 @@ use crate::workspace;
 /// The target of the static guest, as the package has it.
 const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-fn build(package: &str, statically: bool) -> Result<PathBuf> {
+fn build(package: &str, program: &str, statically: bool) -> Result<PathBuf> {
     let mut command = Command::new("cargo");
     command
-        .args(["build", "--release", "--quiet", "-p", package])
+        .args(["build", "--release", "--quiet", "-p", package, "--bin", program])
         .current_dir(workspace::root())
         .stdin(Stdio::null());
     let mut built =
@@ -24,9 +24,9 @@ fn build(package: &str, statically: bool) -> Result<PathBuf> {
     }
     let status = command.status().context("cannot run cargo")?;
     if !status.success() {
-        bail!("cargo build --release -p {package} failed ({status})");
+        bail!("cargo build --release -p {package} --bin {program} failed ({status})");
     }
-    Ok(built.join("release").join(package))
+    Ok(built.join("release").join(program))
 }
 
 /// Builds `lathe-vmm` and returns where it is.
@@ -34,7 +34,7 @@ fn build(package: &str, statically: bool) -> Result<PathBuf> {
 /// # Errors
 /// It does not build.
 pub fn monitor() -> Result<PathBuf> {
-    build("lathe-vmm", false)
+    build("lathe-vmm", "lathe-vmm", false)
 }
 
 /// Builds the static `lathe-guest` and returns where it is.
@@ -42,5 +42,13 @@ pub fn monitor() -> Result<PathBuf> {
 /// # Errors
 /// It does not build.
 pub fn guest() -> Result<PathBuf> {
-    build("lathe-guest", true)
+    build("lathe-guest", "lathe-guest", true)
+}
+
+/// Builds the static `hand`, init of the guests whose shape is changed, and returns where it is.
+///
+/// # Errors
+/// It does not build.
+pub fn hand() -> Result<PathBuf> {
+    build("lathe-tests", "hand", true)
 }

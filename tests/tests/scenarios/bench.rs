@@ -1,4 +1,4 @@
-//! The monitor's benchmarks as scenarios: `tests/run bench boot`, `tests/run bench memory`. A missed target fails.
+//! The monitor's benchmarks as scenarios: `tests/run bench boot`, `… memory`, `… shape`. A missed target fails.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,7 @@ pub const MONITOR: Group = Group {
     hosts: 1,
     lathe: false,
     bench: true,
-    scenarios: &[("boot", boot), ("memory", memory)],
+    scenarios: &[("boot", boot), ("memory", memory), ("shape", shape)],
 };
 
 /// Ten rounds of two kernels, emulated, on a busy machine.
@@ -26,8 +26,17 @@ fn measure(hosts: &Hosts, what: &str) {
     };
     host.push(&vmm, "/root/bench/lathe-vmm");
     host.push(Path::new(env!("CARGO_BIN_EXE_bench")), "/root/bench/bench");
-    let outcome = host
-        .run_within(LIMIT, &format!("/root/bench/bench {what} --here --check --vmm /root/bench/lathe-vmm"));
+    let hand = match programs::hand() {
+        Ok(path) => path,
+        Err(error) => panic!("{error:#}"),
+    };
+    host.push(&hand, "/root/bench/hand");
+    let outcome = host.run_within(
+        LIMIT,
+        &format!(
+            "/root/bench/bench {what} --here --check --vmm /root/bench/lathe-vmm --hand /root/bench/hand"
+        ),
+    );
     outcome.stdout().lines().for_each(|line| hosts.note(line));
     outcome.expect_ok();
 }
@@ -38,4 +47,8 @@ fn boot(hosts: &Hosts) {
 
 fn memory(hosts: &Hosts) {
     measure(hosts, "memory");
+}
+
+fn shape(hosts: &Hosts) {
+    measure(hosts, "shape");
 }

@@ -1,0 +1,181 @@
+//! `hand`: the init of a benchmark's guest, and the fastest possible hand in it. Brings hot-plugged CPUs online the moment the kernel
+//! tells of them and says on the console when a task has run there; says how much memory there is when it changes; touches memory
+//! on request.
+//!
+//! ```text
+//! console in:  touch MIB · drop · online CPU · offline CPU
+//! console out: ready · cpu N · memory KIB · touched · dropped · offline N · error …
+//! ```
+//! Uevents: kobject_uevent(7) by netlink, group 1, as the kernel sends them.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
+
+use nix::libc;
+use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
+use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+use nix::unistd::Pid;
+
+/// How often the amount of memory is looked at.
+const LOOK: Duration = Duration::from_millis(2);
+/// Uevents of the kernel itself.
+const KERNEL_GROUP: u32 = 1;
+/// Where the modules lie, in loading order by name.
+const MODULES: &str = "/modules";
+
+fn say(line: &str) {
+    // A console that does not take the line leaves nobody to tell.
+    let _ = io::stdout().write_all(format!("{line}\n").as_bytes());
+}
+
+fn mount_all() -> io::Result<()> {
+    for (what, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
+        mount(Some(what), target, Some(what), MsFlags::empty(), None::<&str>)?;
+    }
+    Ok(())
+}
+
+fn load_modules() -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(MODULES) else { return Ok(()) };
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        let file = fs::File::open(path)?;
+        // SAFETY: the kernel reads from an open descriptor and an empty, terminated string.
+        let loaded = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+        if loaded != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Runs a task on `cpu` and says so.
+fn visit(cpu: usize) {
+    let visited = thread::spawn(move || {
+        let mut set = CpuSet::new();
+        set.set(cpu)?;
+        sched_setaffinity(Pid::from_raw(0), &set)
+    });
+    match visited.join() {
+        Ok(Ok(())) => say(&format!("cpu {cpu}")),
+        other => say(&format!("error: nothing runs on CPU {cpu}: {other:?}")),
+    }
+}
+
+fn switch(cpu: usize, online: bool) {
+    let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
+    match fs::write(&path, if online { "1" } else { "0" }) {
+        Ok(()) if online => visit(cpu),
+        Ok(()) => say(&format!("offline {cpu}")),
+        Err(error) => say(&format!("error: {path}: {error}")),
+    }
+}
+
+fn uevents() -> io::Result<OwnedFd> {
+    let fd = socket(
+        AddressFamily::Netlink,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkKObjectUEvent,
+    )?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;
+    Ok(fd)
+}
+
+/// `add@/devices/system/cpu/cpu3` → 3.
+fn added_cpu(event: &[u8]) -> Option<usize> {
+    let head = event.split(|byte| *byte == 0).next()?;
+    std::str::from_utf8(head).ok()?.strip_prefix("add@/devices/system/cpu/cpu")?.parse().ok()
+}
+
+fn memory_kib() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.split_ascii_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+/// Memory that was touched and is kept.
+#[derive(Default)]
+struct Held(Vec<u8>);
+
+impl Held {
+    fn obey(&mut self, line: &str) {
+        let (verb, number) = line.split_once(' ').unwrap_or((line, "0"));
+        let number: usize = number.trim().parse().unwrap_or(0);
+        match verb {
+            "touch" => {
+                self.0 = vec![1; number << 20];
+                say("touched");
+            }
+            "drop" => {
+                self.0 = Vec::new();
+                say("dropped");
+            }
+            "online" => switch(number, true),
+            "offline" => switch(number, false),
+            _ => say(&format!("error: what is {line:?}?")),
+        }
+    }
+}
+
+/// Lines are not sent back: each byte on the serial line costs an exit.
+fn no_echo() -> io::Result<()> {
+    let input = io::stdin();
+    let mut settings = tcgetattr(&input)?;
+    settings.local_flags.remove(LocalFlags::ECHO);
+    Ok(tcsetattr(&input, SetArg::TCSANOW, &settings)?)
+}
+
+fn serve() -> io::Result<()> {
+    no_echo()?;
+    let events = uevents()?;
+    // SAFETY: descriptor 0 is the console, opened by the kernel for init and used by nobody else here.
+    let mut console = unsafe { fs::File::from_raw_fd(0) };
+    let mut held = Held::default();
+    let mut line = Vec::new();
+    let mut memory = memory_kib();
+    say(&format!("ready\nmemory {memory}"));
+    loop {
+        let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::NONE);
+        let mut fds =
+            [PollFd::new(events.as_fd(), PollFlags::POLLIN), PollFd::new(console.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, timeout)?;
+        let [event, input] = fds.map(|fd| fd.any().unwrap_or(false));
+        if event {
+            let mut buffer = [0; 8192];
+            let count = recv(events.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).unwrap_or(0);
+            if let Some(cpu) = added_cpu(&buffer[..count]) {
+                switch(cpu, true);
+            }
+        }
+        if input {
+            let mut byte = [0];
+            if console.read(&mut byte)? == 1 && byte != *b"\n" {
+                line.push(byte[0]);
+            } else {
+                held.obey(&String::from_utf8_lossy(&std::mem::take(&mut line)));
+            }
+        }
+        let now = memory_kib();
+        if now != memory {
+            memory = now;
+            say(&format!("memory {memory}"));
+        }
+    }
+}
+
+fn main() {
+    let ended = mount_all().and_then(|()| load_modules()).and_then(|()| serve());
+    say(&format!("error: {ended:?}"));
+    loop {
+        thread::park();
+    }
+}
