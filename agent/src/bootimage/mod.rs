@@ -25,7 +25,7 @@ use modules::{Index, Resolved};
 use ring::digest::{Context, SHA256};
 
 /// Changed whenever the same inputs would give another archive.
-const FORMAT: &str = "lathe boot image 1";
+const FORMAT: &str = "lathe boot image 2";
 /// First entry of an archive; holds [`FORMAT`] and the hash of the inputs.
 const STAMP_PATH: &str = ".lathe-boot-image";
 /// Largest program that is packed, bytes.

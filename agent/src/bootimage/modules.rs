@@ -4,8 +4,8 @@
 //! nothing about the running host: the modules are for a guest that boots the same kernel.
 //!
 //! `order`, the list that is packed for the guest's init, has one line per module, dependencies first:
-//! `FILE WHEN NEEDS`. WHEN is `always`, `demand` (on the kernel's request only) or `virtio:N` (when a virtio device
-//! of that type is there); NEEDS is `-` or the names of the modules to load before, comma-separated, in order.
+//! `FILE WHEN NEEDS`. WHEN is `always`, `demand` (on the kernel's request only), `virtio:N` (when a virtio device
+//! of that type is there), `late-virtio:N` (the same, but boot does not wait for it) or `late`; NEEDS is `-` or the names of the modules to load before, comma-separated, in order.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -23,6 +23,10 @@ pub(super) enum When {
     Demand,
     /// When there is a virtio device of this type (virtio 1.2, section 5).
     Virtio(u32),
+    /// The same, once the guest agent has been reached: boot does not wait for it.
+    LateVirtio(u32),
+    /// Once the guest agent has been reached.
+    Late,
 }
 
 impl std::fmt::Display for When {
@@ -31,6 +35,8 @@ impl std::fmt::Display for When {
             Self::Always => formatter.write_str("always"),
             Self::Demand => formatter.write_str("demand"),
             Self::Virtio(device) => write!(formatter, "virtio:{device}"),
+            Self::LateVirtio(device) => write!(formatter, "late-virtio:{device}"),
+            Self::Late => formatter.write_str("late"),
         }
     }
 }
@@ -53,9 +59,10 @@ const WANTED: &[Wanted] = &[
     wanted("virtio_blk", When::Virtio(2), true),
     wanted("virtio_console", When::Virtio(3), false),
     wanted("virtio_rng", When::Virtio(4), false),
-    wanted("virtio_balloon", When::Virtio(5), false),
+    wanted("virtio_balloon", When::LateVirtio(5), false),
     wanted("vmw_vsock_virtio_transport", When::Virtio(19), true),
-    wanted("virtio_mem", When::Virtio(24), false),
+    wanted("virtio_mem", When::LateVirtio(24), false),
+    wanted("pvpanic_mmio", When::Late, false),
     wanted("ext4", When::Demand, false),
     // ext4 asks for "crypto-crc32c" by alias only, which modules.dep does not show.
     wanted("crc32c_generic", When::Demand, false),

@@ -5,7 +5,7 @@
 //!
 //! - [`serve`]: vsock, sessions, requests; [`connection`] frames, [`failure`] errors
 //! - [`exec`]: commands with streams or a terminal; [`children`] who waits for processes
-//! - [`network`], [`resources`], [`usage`], [`shutdown`]: what requests do
+//! - [`network`], [`resources`], [`usage`], [`shutdown`]: what requests do; [`hotplug`]: what the kernel's events do
 //! - [`init`]: PID 1 and modules
 //! - [`tools`]: `spin`, `blast`, `sink`, `cat`, …
 //! - [`sys`]: all unsafe code
@@ -14,6 +14,7 @@ mod children;
 mod connection;
 mod exec;
 mod failure;
+mod hotplug;
 mod init;
 mod network;
 mod resources;

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 /// vsock port that the guest agent listens on.
 pub const PORT: u32 = 1024;
-/// The protocol version that this build speaks.
-pub const VERSION: u32 = 1;
+/// The protocol version that this build speaks. 2 added [`Request::Features`].
+pub const VERSION: u32 = 2;
 /// Oldest protocol version that this build still understands.
 pub const OLDEST_VERSION: u32 = 1;
 /// Longest payload of a frame in bytes.
@@ -125,7 +125,8 @@ pub enum Request {
     },
     /// Sets hostname, addresses, routes and name servers; the same request twice changes nothing.
     Network(Network),
-    /// Brings the first `online` CPUs online and the others, from the highest down, offline. CPU 0 always stays.
+    /// Brings the first `online` CPUs online and the others, from the highest down, offline. CPU 0 always stays. CPUs that are yet to
+    /// be plugged in are waited for, five seconds at most; a later request of the kind ends the wait.
     Cpus {
         /// How many to have online, at least 1.
         online: u32,
@@ -139,6 +140,8 @@ pub enum Request {
     },
     /// Present usage.
     Usage {},
+    /// What the guest can follow of a change of shape. Since version 2.
+    Features {},
 }
 
 /// A command to run.
@@ -226,6 +229,8 @@ pub enum Response {
     },
     /// To `Usage`.
     Usage(Usage),
+    /// To `Features`.
+    Features(Features),
     /// To all others that succeeded.
     Done {},
     /// The request failed and changed nothing, or as much as the message says.
@@ -252,6 +257,42 @@ pub struct Hello {
     pub os: String,
     /// Random id of this boot of the guest (/proc/sys/kernel/random/boot_id).
     pub boot_id: String,
+}
+
+/// What the guest can follow of a change of shape, and how far it has; figures are 0 where its kernel does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Features {
+    /// CPUs that can ever be plugged in.
+    pub cpus_possible: u32,
+    /// CPUs plugged in.
+    pub cpus_present: u32,
+    /// CPUs online.
+    pub cpus_online: u32,
+    /// A driver serves a virtio-mem device.
+    pub virtio_mem: bool,
+    /// A driver serves a virtio-balloon device.
+    pub virtio_balloon: bool,
+    /// What becomes of memory that is plugged in.
+    pub new_memory: NewMemory,
+    /// Size of the blocks in which memory goes online, bytes.
+    pub memory_block_bytes: u64,
+    /// In blocks that are online, bytes.
+    pub memory_online_bytes: u64,
+    /// In blocks that are present but offline, bytes.
+    pub memory_offline_bytes: u64,
+}
+
+/// What becomes of memory that is plugged in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NewMemory {
+    /// It waits for [`Request::MemoryOnline`].
+    #[default]
+    Offline,
+    /// It comes online by itself, where the kernel likes, and may not be given back.
+    Online,
+    /// It comes online by itself and can be given back.
+    Movable,
 }
 
 /// First usage figures, all cumulative where they say so.

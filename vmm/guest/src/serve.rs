@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use lathe_guest::protocol::{
@@ -14,7 +14,9 @@ use lathe_guest::protocol::{
 
 use crate::connection::{Connection, Received};
 use crate::failure::Failure;
-use crate::{exec, network, resources, shutdown, sys, usage};
+use crate::hotplug::Events;
+use crate::resources::{cpus, features, memory};
+use crate::{exec, network, shutdown, sys, usage};
 
 /// Connections served at once.
 const MAX_SESSIONS: usize = 64;
@@ -26,16 +28,42 @@ const STACK_BYTES: usize = 256 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 static SESSIONS: AtomicUsize = AtomicUsize::new(0);
-/// Requests that change the guest happen one after the other.
+/// Requests that change the guest happen one after the other; those for CPUs have a lock of their own.
 static CHANGES: Mutex<()> = Mutex::new(());
 
-/// Serves for ever.
+/// Whether the host has said hello.
+static GREETED: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+/// Serves for ever, as a service of a distribution.
 ///
 /// # Errors
 /// When the port cannot be listened on.
 pub fn run() -> io::Result<()> {
     let listener = listen()?;
+    memory::bring_online_automatically();
+    let followed = Events::new().and_then(|events| {
+        // Modules are the distribution's own business.
+        let follow = move || events.follow(|| ());
+        std::thread::Builder::new().name("hotplug".into()).stack_size(STACK_BYTES).spawn(follow)
+    });
+    if let Err(error) = followed {
+        eprintln!("lathe-guest: CPUs that are plugged in stay offline until the host asks: {error}");
+    }
     accept_all(&listener)
+}
+
+/// Waits until the host has said hello, for `limit` at most.
+pub fn wait_for_hello(limit: Duration) {
+    let (greeted, changed) = &GREETED;
+    let greeted = greeted.lock().unwrap_or_else(PoisonError::into_inner);
+    // Whether it has or the time is over is all the same to whoever waits.
+    drop(changed.wait_timeout_while(greeted, limit, |greeted| !*greeted));
+}
+
+fn note_hello() {
+    let (greeted, changed) = &GREETED;
+    *greeted.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    changed.notify_all();
 }
 
 /// Listens on the agent's port.
@@ -140,7 +168,7 @@ fn shut_down(connection: &mut Connection, mode: ShutdownMode) -> io::Result<()> 
 
 fn answer(request: Request) -> Result<Response, Failure> {
     let _one_at_a_time = match request {
-        Request::Network(_) | Request::Cpus { .. } | Request::MemoryOnline {} => {
+        Request::Network(_) | Request::MemoryOnline {} => {
             Some(CHANGES.lock().unwrap_or_else(PoisonError::into_inner))
         }
         _ => None,
@@ -149,11 +177,15 @@ fn answer(request: Request) -> Result<Response, Failure> {
         Request::Hello { version } if version < OLDEST_VERSION => {
             Err(Failure::unsupported(format!("version {version} is older than {OLDEST_VERSION}")))
         }
-        Request::Hello { .. } => Ok(Response::Hello(hello())),
+        Request::Hello { .. } => {
+            note_hello();
+            Ok(Response::Hello(hello()))
+        }
         Request::Network(network) => network::apply(&network).map(|()| Response::Done {}),
-        Request::Cpus { online } => resources::cpus(online).map(|()| Response::Done {}),
-        Request::MemoryOnline {} => resources::memory_online().map(|()| Response::Done {}),
+        Request::Cpus { online } => cpus::set(online).map(|()| Response::Done {}),
+        Request::MemoryOnline {} => memory::bring_online().map(|()| Response::Done {}),
         Request::Usage {} => Ok(Response::Usage(usage::read())),
+        Request::Features {} => Ok(Response::Features(features::read())),
         Request::WindowSize { .. } | Request::Signal { .. } => {
             Err(Failure::bad_request("no command runs on this connection".into()))
         }

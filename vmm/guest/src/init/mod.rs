@@ -1,7 +1,7 @@
 //! PID 1 of the built-in guest: filesystems, modules, loopback, then the agent's own service, until shutdown.
 //!
 //! ```text
-//! mounts ─► modules (as devices ask) ─► loopback ─► vsock service thread, power button thread, console thread
+//! mounts ─► modules (as devices ask) ─► loopback ─► vsock service, power button, console, hotplug and late modules: a thread each
 //!                                                   main thread: signals ─► reap orphans │ shut down
 //! ```
 //! Whatever fails here is said on the console and not fatal: a guest with a message is better than a dead one.
@@ -20,10 +20,17 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 
+use self::modules::Stage;
+use crate::hotplug::Events;
+use crate::resources::memory;
 use crate::{children, network, serve, shutdown, sys};
 
 /// Stack of a service thread, bytes.
 const STACK_BYTES: usize = 128 * 1024;
+/// How long modules that can wait do so for the host's hello.
+const HELLO_LIMIT: Duration = Duration::from_secs(2);
+/// What follows a hello at once, the network's set-up and a first command, goes before them.
+const LATE_PAUSE: Duration = Duration::from_millis(100);
 /// Between a shell's end on the console and the next.
 const CONSOLE_PAUSE: Duration = Duration::from_secs(1);
 const SHELL: &str = "/bin/sh";
@@ -37,7 +44,7 @@ pub fn run() -> io::Result<()> {
         say(&problem);
     }
     let mounted = started.elapsed();
-    let loaded = modules::load_for_devices(Path::new(modules::FOLDER));
+    let loaded = modules::load_for_devices(Path::new(modules::FOLDER), Stage::Boot);
     let loading = started.elapsed() - mounted;
     for problem in &loaded.problems {
         say(problem);
@@ -45,13 +52,13 @@ pub fn run() -> io::Result<()> {
     if let Err(error) = loopback_up() {
         say(&format!("no loopback: {error}"));
     }
-    // New memory joins the zone from which it can be taken back; kernels without hotplug lack the file.
-    let _ = fs::write("/sys/devices/system/memory/auto_online_blocks", "online_movable");
+    memory::bring_online_automatically();
     match serve::listen() {
         Ok(listener) => start("serve", move || serve::accept_all(&listener)),
         Err(error) => say(&format!("the host cannot reach this guest, no vsock: {error}")),
     }
     start("power", power::watch);
+    start("hotplug", hotplug);
     say(&format!(
         "ready after {} ms, {} ms since the kernel started; mounts took {} ms, {} modules {} ms",
         started.elapsed().as_millis(),
@@ -64,6 +71,20 @@ pub fn run() -> io::Result<()> {
         start("console", console);
     }
     wait_for_shutdown(&signals)
+}
+
+/// Loads the modules that boot does not wait for, then what is plugged in.
+fn hotplug() -> io::Result<()> {
+    // From before the modules are loaded on, so that no device is missed in between.
+    let events = Events::new()?;
+    serve::wait_for_hello(HELLO_LIMIT);
+    std::thread::sleep(LATE_PAUSE);
+    let load = || {
+        let loaded = modules::load_for_devices(Path::new(modules::FOLDER), Stage::Later);
+        loaded.problems.iter().for_each(|problem| say(problem));
+    };
+    load();
+    events.follow(load)
 }
 
 /// One line on the console.

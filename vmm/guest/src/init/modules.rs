@@ -1,7 +1,7 @@
 //! Kernel modules of the built-in guest: those that its devices need at boot, others when the kernel asks.
 //!
 //! `/lib/modules/order` was written with the image; a line is `FILE WHEN NEEDS`, dependencies first, WHEN being
-//! `always`, `demand` or `virtio:TYPE`, NEEDS `-` or module names in loading order, comma-separated. `aliases` maps
+//! `always`, `demand`, `virtio:TYPE`, `late-virtio:TYPE` or `late`, NEEDS `-` or module names in loading order, comma-separated. `aliases` maps
 //! what the kernel asks for (`fs-ext4`) to modules. The kernel runs /sbin/modprobe for that, which is this program.
 
 use std::collections::BTreeSet;
@@ -21,6 +21,17 @@ enum When {
     Always,
     Demand,
     Virtio(u32),
+    LateVirtio(u32),
+    Late,
+}
+
+/// Which modules to load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// What the way to the first request needs.
+    Boot,
+    /// All that the present devices need.
+    Later,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,15 +60,20 @@ fn parse_line(line: &str) -> Option<Module> {
     let when = match words.next()? {
         "always" => When::Always,
         "demand" => When::Demand,
-        other => When::Virtio(other.strip_prefix("virtio:")?.parse().ok()?),
+        "late" => When::Late,
+        other => match other.split_once(':')? {
+            ("virtio", device) => When::Virtio(device.parse().ok()?),
+            ("late-virtio", device) => When::LateVirtio(device.parse().ok()?),
+            _ => return None,
+        },
     };
     let needs = words.next()?;
     let needs = if needs == "-" { Vec::new() } else { needs.split(',').map(str::to_owned).collect() };
     Some(Module { name, when, needs })
 }
 
-/// Loads what is for always, then what the virtio devices need that have appeared by it.
-pub fn load_for_devices(folder: &Path) -> Loaded {
+/// Loads what is for always, then what the virtio devices need that have appeared by it. What is loaded already stays.
+pub fn load_for_devices(folder: &Path, stage: Stage) -> Loaded {
     let mut loaded = Loaded::default();
     let order = match fs::read_to_string(folder.join("order")) {
         Ok(order) => parse(&order),
@@ -73,7 +89,13 @@ pub fn load_for_devices(folder: &Path) -> Loaded {
     }
     let present = virtio_devices(Path::new(VIRTIO_DEVICES));
     for module in &order {
-        if matches!(module.when, When::Virtio(device) if present.contains(&device)) {
+        let wanted = match module.when {
+            When::Virtio(device) => present.contains(&device),
+            When::LateVirtio(device) => stage == Stage::Later && present.contains(&device),
+            When::Late => stage == Stage::Later,
+            When::Always | When::Demand => false,
+        };
+        if wanted {
             load(folder, module, &mut done, &mut loaded);
         }
     }
@@ -142,14 +164,15 @@ fn resolve<'a>(order: &'a [Module], aliases: &str, asked: &str) -> Vec<&'a Modul
 mod tests {
     use super::*;
 
-    const ORDER: &str = "virtio.ko demand -\nvirtio_pci.ko always virtio,virtio_ring\nvirtio_net.ko virtio:1 failover,net_failover\nbroken\nx.ko sometimes -\n";
+    const ORDER: &str = "virtio.ko demand -\nvirtio_pci.ko always virtio,virtio_ring\nvirtio_net.ko virtio:1 failover,net_failover\nvirtio_mem.ko late-virtio:24 -\nbroken\nx.ko sometimes -\n";
 
     #[test]
     fn the_order_is_read_and_broken_lines_are_not() {
         let modules = parse(ORDER);
-        assert_eq!(modules.len(), 3);
+        assert_eq!(modules.len(), 4);
         assert_eq!(modules[1].needs, ["virtio", "virtio_ring"]);
         assert_eq!(modules[2].when, When::Virtio(1));
+        assert_eq!(modules[3].when, When::LateVirtio(24));
     }
 
     #[test]
@@ -179,10 +202,10 @@ mod tests {
     #[test]
     fn a_guest_without_packed_modules_has_no_problem() {
         let folder = tempfile::tempdir().unwrap();
-        let loaded = load_for_devices(folder.path());
+        let loaded = load_for_devices(folder.path(), Stage::Later);
         assert!(loaded.count == 0 && loaded.problems.is_empty());
         fs::write(folder.path().join("order"), "gone.ko always -\n").unwrap();
-        let loaded = load_for_devices(folder.path());
+        let loaded = load_for_devices(folder.path(), Stage::Boot);
         assert!(loaded.problems[0].contains("gone"), "{:?}", loaded.problems);
     }
 }
