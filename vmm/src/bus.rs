@@ -1,7 +1,7 @@
 //! Where accesses of the guest outside of its memory go: I/O ports and memory-mapped registers.
 //!
 //! ```text
-//! port 0x3f8..0x400 console · 0x600..0x608 power · 0x64, 0xcf9 reset by other means
+//! port 0x3f8..0x400 console · 0x600..0x608 power · 0x640..0x688 vCPUs · 0x64, 0xcf9 reset by other means
 //! ports 0xcf8..0xd00 and ECAM ─▶ PCI configuration · BAR window ─▶ PCI functions
 //! ```
 //!
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::arch::x86_64::layout;
 use crate::console::Console;
+use crate::cpu_hotplug::{self, CpuHotplug};
 use crate::pci::PciBus;
 use crate::power::{self, PowerAction, PowerRegisters};
 
@@ -29,6 +30,7 @@ const PCI_DATA_END: u16 = 0xd00;
 const PCI_ENABLE: u32 = 1 << 31;
 const SERIAL_END: u16 = layout::SERIAL_PORT + 8;
 const POWER_END: u16 = layout::POWER_PORT + power::LENGTH;
+const CPU_END: u16 = layout::CPU_PORT + cpu_hotplug::LENGTH;
 
 /// See the module.
 pub struct Bus {
@@ -36,6 +38,8 @@ pub struct Bus {
     pub console: Arc<Console>,
     /// Power and event registers.
     pub power: Arc<PowerRegisters>,
+    /// vCPUs that come and go.
+    pub cpus: CpuHotplug,
     /// PCI.
     pub pci: PciBus,
     /// Address register of configuration mechanism 1.
@@ -53,6 +57,7 @@ impl Bus {
                     return self.power.write(port - layout::POWER_PORT, first);
                 }
             }
+            layout::CPU_PORT..CPU_END => self.cpus.write(port - layout::CPU_PORT, data),
             I8042_COMMAND if data.first() == Some(&I8042_RESET) => return PowerAction::Reset,
             RESET_CONTROL if data.first().is_some_and(|v| v & RESET_CONTROL_CPU != 0) => {
                 return PowerAction::Reset;
@@ -93,6 +98,7 @@ impl Bus {
                     *first = self.power.read(port - layout::POWER_PORT);
                 }
             }
+            layout::CPU_PORT..CPU_END => self.cpus.read(port - layout::CPU_PORT, data),
             PCI_ADDRESS if data.len() == 4 => {
                 data.copy_from_slice(&self.pci_address.load(Ordering::Acquire).to_le_bytes());
             }

@@ -11,6 +11,7 @@
 //! - [`machine`]: memory, controllers, devices and vCPUs put together
 //! - [`memory`], [`devices`], [`notices`]: its parts
 //! - [`vcpu`], [`gate`]: vCPU threads and how they stop and start
+//! - [`vcpus`], [`cpu_hotplug`]: vCPUs that come and go
 //! - [`device_thread`]: the loop that devices run in
 //! - [`bus`], [`power`], [`console`], [`pci`]: what the guest reaches outside of its memory
 //! - [`virtio`]: the models of virtio devices
@@ -23,6 +24,7 @@ pub mod arch;
 pub mod bus;
 pub mod console;
 pub mod control;
+pub mod cpu_hotplug;
 pub mod device_thread;
 pub mod devices;
 pub mod gate;
@@ -34,4 +36,5 @@ pub mod pci;
 pub mod power;
 pub mod sandbox;
 pub mod vcpu;
+pub mod vcpus;
 pub mod virtio;

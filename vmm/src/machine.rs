@@ -9,9 +9,8 @@
 
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use kvm_ioctls::{Kvm, NoDatamatch, VmFd};
@@ -19,13 +18,15 @@ use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryError};
 use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::arch::x86_64::acpi_cpus::CpuShape;
 use crate::arch::x86_64::image::{self, ImageError};
 use crate::arch::x86_64::irq::{self, ControllerState, Message, Router};
-use crate::arch::x86_64::{acpi, cpuid, layout, params, regs};
+use crate::arch::x86_64::{acpi, layout, params, regs};
 use crate::bus::Bus;
 use crate::console::Console;
 use crate::control::definition::Definition;
 use crate::control::wire::{CpuStatus, MemoryStatus, Stats};
+use crate::cpu_hotplug::{self, CpuHotplug};
 use crate::device_thread::DeviceThread;
 use crate::devices::DeviceSet;
 use crate::gate::{Gate, Wish};
@@ -34,7 +35,8 @@ use crate::notices::Notices;
 use crate::pci::virtio::{FunctionParts, Host, VectorHost, VirtioFunction, vectors_of};
 use crate::pci::{HostBridge, PciBus, PciFunction};
 use crate::power::{self, PowerRegisters};
-use crate::vcpu::{Kicker, Shared, Vcpu};
+use crate::vcpu::{Kicker, Shared};
+use crate::vcpus::Vcpus;
 use crate::virtio::{DeviceStats, Memory, Watcher};
 
 /// How long vCPU threads may take to stop or to be reset. They need microseconds, unless the host is badly overloaded.
@@ -84,11 +86,11 @@ pub enum MachineError {
     Stuck,
 }
 
-fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
+pub(crate) fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
     move |source| MachineError::Kvm { what, source }
 }
 
-fn host(what: &'static str) -> impl Fn(io::Error) -> MachineError {
+pub(crate) fn host(what: &'static str) -> impl Fn(io::Error) -> MachineError {
     move |source| MachineError::Host { what, source }
 }
 
@@ -98,12 +100,13 @@ struct BootImages {
     initrd: Option<std::fs::File>,
     cmdline: String,
     memory_bytes: u64,
-    cpus: u32,
+    /// The number of vCPUs can change.
+    elastic: bool,
 }
 
 impl BootImages {
     /// Fills guest memory and returns the kernel's entry.
-    fn load(&self, memory: &Memory) -> Result<u64, MachineError> {
+    fn load(&self, memory: &Memory, cpus: CpuShape) -> Result<u64, MachineError> {
         let memory = memory.memory();
         let kernel = image::load_kernel(&memory, self.memory_bytes, &self.kernel)?;
         let initrd = self
@@ -113,7 +116,7 @@ impl BootImages {
             .transpose()?;
         params::write(&memory, self.memory_bytes, &kernel, initrd, &self.cmdline)?;
         regs::write_boot_tables(&memory)?;
-        acpi::write(&memory, self.cpus)?;
+        acpi::write(&memory, cpus)?;
         Ok(kernel.entry)
     }
 }
@@ -186,11 +189,12 @@ pub struct Machine {
     images: BootImages,
     controllers: ControllerState,
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
-    tids: Vec<i32>,
+    vcpus: Vcpus,
+    /// Guest code has run since the start or the last restart.
+    ran: AtomicBool,
     devices: DeviceSet,
     device_thread: DeviceThread,
-    ged_interrupt: EventFd,
+    stopped: bool,
 }
 
 impl Machine {
@@ -212,48 +216,61 @@ impl Machine {
             initrd: definition.initrd,
             cmdline: definition.cmdline,
             memory_bytes: definition.memory_bytes,
-            cpus: definition.cpus,
+            elastic: definition.cpus_elastic,
         };
-        let entry = images.load(&memory)?;
+        let shape = CpuShape {
+            present: definition.cpus,
+            possible: definition.cpus_max,
+            elastic: definition.cpus_elastic,
+        };
+        let entry = images.load(&memory, shape)?;
         let devices = DeviceSet::new(definition.devices).map_err(MachineError::Device)?;
         let epoll = Arc::new(Epoll::new().map_err(host("make an epoll descriptor"))?);
         let pci = build_pci(&vm, &memory, &devices, &epoll, &notices)?;
-        let (serial_interrupt, ged_interrupt) = (eventfd()?, eventfd()?);
-        for (fd, gsi) in [(&serial_interrupt, layout::SERIAL_IRQ), (&ged_interrupt, layout::GED_IRQ)] {
-            vm.register_irqfd(fd, gsi).map_err(kvm("connect an interrupt"))?;
-        }
+        let serial_interrupt = eventfd()?;
+        vm.register_irqfd(&serial_interrupt, layout::SERIAL_IRQ).map_err(kvm("connect an interrupt"))?;
         let console = Console::new(serial_interrupt, definition.console).map_err(host("make an eventfd"))?;
+        let (gate, kicker) = (Arc::new(Gate::default()), Arc::new(Kicker::default()));
+        let power = Arc::new(PowerRegisters::new(event_line(vm.clone())));
+        let parts = cpu_hotplug::Parts {
+            gate: gate.clone(),
+            kicker: kicker.clone(),
+            power: power.clone(),
+            notices: notices.clone(),
+        };
         let bus = Bus {
             console: Arc::new(console),
-            power: Arc::new(PowerRegisters::default()),
+            power,
+            cpus: CpuHotplug::new(parts, definition.cpus, definition.cpus_max),
             pci,
             pci_address: AtomicU32::new(0),
         };
         let device_thread = DeviceThread::start(epoll, devices.all(), bus.console.clone())
             .map_err(host("start the device thread"))?;
         let shared = Arc::new(Shared {
-            gate: Gate::new(definition.cpus),
-            kicker: Kicker::default(),
+            gate,
+            kicker,
             bus,
             notices,
+            tsc_offset: OnceLock::new(),
             entry: AtomicU64::new(entry),
             exits: AtomicU64::new(0),
         });
         let controllers = ControllerState::capture(&vm).map_err(kvm("read interrupt controllers"))?;
-        let vcpus = create_vcpus(&kvm_system, &vm, definition.cpus)?;
-        let (threads, tids) = spawn_vcpus(vcpus, &shared)?;
+        let vcpus = Vcpus::new(&kvm_system, &vm, &shared)?;
         let machine = Self {
             vm,
             memory,
             images,
             controllers,
             shared,
-            threads,
-            tids,
+            vcpus,
+            ran: AtomicBool::new(false),
             devices,
             device_thread,
-            ged_interrupt,
+            stopped: false,
         };
+        machine.vcpus.prepare(definition.cpus)?;
         machine.apply_reset_state()?;
         Ok(machine)
     }
@@ -263,13 +280,14 @@ impl Machine {
         if self.shared.gate.settled_within(SETTLE_LIMIT) { Ok(()) } else { Err(MachineError::Stuck) }
     }
 
-    /// Thread ids of the vCPUs, in order.
-    pub fn tids(&self) -> &[i32] {
-        &self.tids
+    /// Thread ids of the vCPUs, in order, spare ones too.
+    pub fn tids(&self) -> Vec<i32> {
+        self.vcpus.tids()
     }
 
     /// Lets the vCPUs run guest code.
     pub fn run(&self) {
+        self.ran.store(true, Ordering::Release);
         self.shared.gate.wish(Wish::Run);
     }
 
@@ -291,25 +309,32 @@ impl Machine {
         self.shared.bus.pci.reset();
         self.shared.bus.power.reset();
         memory::discard(&self.memory.memory()).map_err(host("drop guest memory"))?;
-        let entry = self.images.load(&self.memory)?;
+        // What was asked for holds from here on, whether the guest had answered or not.
+        self.shared.bus.cpus.adopt(self.shared.bus.cpus.census().target);
+        let entry = self.images.load(&self.memory, self.cpu_shape())?;
         self.shared.entry.store(entry, Ordering::Release);
         self.controllers.restore(&self.vm).map_err(kvm("reset interrupt controllers"))?;
+        self.ran.store(false, Ordering::Release);
         self.apply_reset_state()
     }
 
     /// Presses the power button.
     ///
-    /// # Errors
-    /// When the interrupt cannot be raised.
-    pub fn press_power_button(&self) -> io::Result<()> {
+    pub fn press_power_button(&self) {
         self.shared.bus.power.raise(power::EVENT_POWER_BUTTON);
-        self.ged_interrupt.write(1)
+    }
+
+    fn cpu_shape(&self) -> CpuShape {
+        let cpus = &self.shared.bus.cpus;
+        CpuShape { present: cpus.census().target, possible: cpus.possible(), elastic: self.images.elastic }
     }
 
     /// vCPUs now.
     pub fn cpu_status(&self) -> CpuStatus {
-        let count = self.images.cpus;
-        CpuStatus { possible: count, target: count, present: count, vcpu_tids: self.tids.clone() }
+        let cpus = &self.shared.bus.cpus;
+        let cpu_hotplug::Census { target, present, refused } = cpus.census();
+        let (possible, vcpu_tids) = (cpus.possible(), self.vcpus.tids());
+        CpuStatus { possible, target, present: present.count_ones(), refused, vcpu_tids }
     }
 
     /// Memory now.
@@ -322,12 +347,21 @@ impl Machine {
     /// # Errors
     /// [`MachineError::Impossible`] beyond what there can be; when KVM or the host refuses.
     pub fn prepare_cpus(&self, count: u32) -> Result<CpuStatus, MachineError> {
-        match self.cpu_status() {
-            status if (1..=status.possible).contains(&count) => Ok(status),
-            status => {
-                Err(MachineError::Impossible(format!("{count} vCPUs; 1 to {} are possible", status.possible)))
-            }
+        self.check_cpus(count)?;
+        self.vcpus.prepare(count)?;
+        Ok(self.cpu_status())
+    }
+
+    fn check_cpus(&self, count: u32) -> Result<(), MachineError> {
+        let most = self.shared.bus.cpus.possible();
+        let least = if self.images.elastic { 1 } else { most };
+        if (least..=most).contains(&count) {
+            return Ok(());
         }
+        Err(MachineError::Impossible(match self.images.elastic {
+            true => format!("{count} vCPUs; 1 to {most} are possible"),
+            false => format!("{count} vCPUs; the machine was made with {most} for good"),
+        }))
     }
 
     /// Asks the guest to have vCPUs `0..count`.
@@ -335,7 +369,15 @@ impl Machine {
     /// # Errors
     /// As [`Machine::prepare_cpus`].
     pub fn set_cpus(&self, count: u32) -> Result<CpuStatus, MachineError> {
-        self.prepare_cpus(count)
+        self.check_cpus(count)?;
+        self.vcpus.renew(count, SETTLE_LIMIT)?;
+        if self.ran.load(Ordering::Acquire) {
+            self.shared.bus.cpus.aim(count);
+        } else {
+            self.shared.bus.cpus.adopt(count);
+            acpi::write(&self.memory.memory(), self.cpu_shape())?;
+        }
+        Ok(self.cpu_status())
     }
 
     /// Asks the guest to plug this much.
@@ -392,11 +434,8 @@ impl Machine {
 
     /// Ends all threads. Devices are reset first, so that what is in flight is finished.
     pub fn stop(&mut self) {
-        self.shared.gate.wish(Wish::Leave);
-        self.shared.kicker.kick_all();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
+        self.stopped = true;
+        self.vcpus.end();
         self.device_thread.stop();
         self.shared.bus.pci.reset();
         self.shared.bus.console.finish();
@@ -405,10 +444,18 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if !self.threads.is_empty() {
+        if !self.stopped {
             self.stop();
         }
     }
+}
+
+/// The level of the event device's interrupt.
+fn event_line(vm: Arc<VmFd>) -> power::Line {
+    Box::new(move |high| {
+        // Fails only without an interrupt controller, and it was made before.
+        let _ = vm.set_irq_line(layout::GED_IRQ, high);
+    })
 }
 
 fn open_kvm(fd: OwnedFd) -> Result<Kvm, MachineError> {
@@ -444,39 +491,4 @@ fn build_pci(
         functions.push(Box::new(VirtioFunction::new(parts)));
     }
     Ok(PciBus::new(functions))
-}
-
-fn create_vcpus(system: &Kvm, vm: &VmFd, cpus: u32) -> Result<Vec<Vcpu>, MachineError> {
-    let template = cpuid::Template::new(system, cpus).map_err(kvm("say what CPUID it supports"))?;
-    let mut vcpus = Vec::with_capacity(cpus as usize);
-    for id in 0..cpus {
-        let fd = vm.create_vcpu(u64::from(id)).map_err(kvm("create a vCPU"))?;
-        fd.set_cpuid2(&template.for_vcpu(id)).map_err(kvm("set CPUID"))?;
-        let reset = regs::ResetState::capture(&fd, id).map_err(kvm("read a vCPU's state"))?;
-        vcpus.push(Vcpu { id, fd, reset });
-    }
-    Ok(vcpus)
-}
-
-type Threads = (Vec<JoinHandle<()>>, Vec<i32>);
-
-fn spawn_vcpus(vcpus: Vec<Vcpu>, shared: &Arc<Shared>) -> Result<Threads, MachineError> {
-    let (started, tids) = mpsc::channel();
-    let mut threads = Vec::with_capacity(vcpus.len());
-    for vcpu in vcpus {
-        match vcpu.spawn(shared.clone(), started.clone()) {
-            Ok(thread) => threads.push(thread),
-            Err(source) => {
-                shared.gate.wish(Wish::Leave);
-                threads.into_iter().for_each(|t: JoinHandle<()>| drop(t.join()));
-                return Err(MachineError::Host { what: "start a vCPU thread", source });
-            }
-        }
-    }
-    drop(started);
-    let mut tids: Vec<(u32, i32)> = tids.iter().collect();
-    tids.sort_unstable();
-    let tids: Vec<i32> = tids.into_iter().map(|(_, tid)| tid).collect();
-    shared.kicker.set(tids.clone());
-    Ok((threads, tids))
 }

@@ -160,7 +160,7 @@ impl Monitor {
                 Answer::Done {}
             }
             Command::PowerButton {} => {
-                self.machine()?.press_power_button().map_err(|e| refusal("host", e))?;
+                self.machine()?.press_power_button();
                 Answer::Done {}
             }
             Command::PrepareCpus { count } => Answer::Cpus(self.machine()?.prepare_cpus(count)?),
@@ -205,7 +205,7 @@ impl Monitor {
         Status {
             phase: self.phase,
             exit: self.exit.clone(),
-            vcpu_tids: self.machine.as_ref().map(|m| m.tids().to_vec()).unwrap_or_default(),
+            vcpu_tids: self.machine.as_ref().map(Machine::tids).unwrap_or_default(),
             reboots: self.reboots,
             go_monotonic_nsec: self.go_monotonic_nsec,
             cpus: self.machine.as_ref().map(Machine::cpu_status),
@@ -222,7 +222,7 @@ impl Monitor {
             .and_then(|machine| self.confine(machine));
         match started {
             Ok(machine) => {
-                let vcpu_tids = machine.tids().to_vec();
+                let vcpu_tids = machine.tids();
                 self.machine = Some(machine);
                 Ok(Answer::Started { vcpu_tids })
             }

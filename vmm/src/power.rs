@@ -6,12 +6,13 @@
 //! +0  SLEEP_CONTROL  write: bit 5 SLP_EN, bits 2..4 SLP_TYP (5 = off)
 //! +1  SLEEP_STATUS   reads 0; the wake bit is ignored
 //! +2  RESET          write 1
-//! +4  EVENTS         read and clear: bit 0 power button; others are kept for hot-plug
+//! +4  EVENTS         read and clear: bit 0 power button, bit 1 vCPUs; others are kept for hot-plug
 //! ```
 //!
-//! Pure: the interrupt is raised by whoever presses the button.
+//! The interrupt of the event device is a level: high from the first event until the guest has read EVENTS. An edge would be lost
+//! on a guest that still boots, with the interrupt masked; a level waits for it.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Offset of SLEEP_CONTROL.
 pub const SLEEP_CONTROL: u16 = 0;
@@ -29,6 +30,8 @@ pub const RESET_VALUE: u8 = 1;
 pub const SLEEP_TYPE_OFF: u8 = 5;
 /// EVENTS: the power button was pressed.
 pub const EVENT_POWER_BUTTON: u8 = 1;
+/// EVENTS: vCPUs were plugged in or are asked back (see `crate::cpu_hotplug`).
+pub const EVENT_CPUS: u8 = 2;
 
 const SLEEP_ENABLE: u8 = 1 << 5;
 
@@ -43,13 +46,26 @@ pub enum PowerAction {
     Reset,
 }
 
-/// The registers; shared between vCPUs and whoever presses the button.
-#[derive(Debug, Default)]
+/// Sets the level of the interrupt.
+pub type Line = Box<dyn Fn(bool) + Send + Sync>;
+
+/// The registers; shared between vCPUs and whoever raises events.
 pub struct PowerRegisters {
-    events: AtomicU8,
+    /// What the guest has not read yet. The line is set under the lock, so that the two never disagree.
+    events: Mutex<u8>,
+    line: Line,
 }
 
 impl PowerRegisters {
+    /// No event; `line` is the interrupt, low now.
+    pub fn new(line: Line) -> Self {
+        Self { events: Mutex::new(0), line }
+    }
+
+    fn events(&self) -> MutexGuard<'_, u8> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A write of one byte at `offset`.
     pub fn write(&self, offset: u16, value: u8) -> PowerAction {
         match offset {
@@ -64,29 +80,44 @@ impl PowerRegisters {
     /// A read of one byte at `offset`.
     pub fn read(&self, offset: u16) -> u8 {
         match offset {
-            EVENTS => self.events.swap(0, Ordering::AcqRel),
+            EVENTS => self.fetch(),
             _ => 0,
         }
     }
 
-    /// Notes an event (one of the `EVENT_` bits); the interrupt is the caller's.
+    fn fetch(&self) -> u8 {
+        let mut events = self.events();
+        let fetched = std::mem::take(&mut *events);
+        if fetched != 0 {
+            (self.line)(false);
+        }
+        fetched
+    }
+
+    /// Notes an event (one of the `EVENT_` bits) and raises the interrupt.
     pub fn raise(&self, event: u8) {
-        self.events.fetch_or(event, Ordering::AcqRel);
+        let mut events = self.events();
+        if *events == 0 {
+            (self.line)(true);
+        }
+        *events |= event;
     }
 
     /// Forgets what has not been fetched, when the guest resets.
     pub fn reset(&self) {
-        self.events.store(0, Ordering::Release);
+        self.fetch();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     #[test]
     fn only_the_off_state_with_enable_switches_off() {
-        let registers = PowerRegisters::default();
+        let registers = PowerRegisters::new(Box::new(|_| {}));
         for value in 0..=255u8 {
             let off = value & 0x20 != 0 && (value >> 2) & 7 == 5;
             assert_eq!(registers.write(SLEEP_CONTROL, value) == PowerAction::PowerOff, off, "{value:#x}");
@@ -97,10 +128,20 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_read_once() {
-        let registers = PowerRegisters::default();
+    fn an_event_is_read_once_and_the_line_is_high_until_then() {
+        let level = Arc::new(AtomicBool::new(false));
+        let line = level.clone();
+        let registers = PowerRegisters::new(Box::new(move |high| line.store(high, Ordering::Relaxed)));
+        let high = || level.load(Ordering::Relaxed);
         registers.raise(EVENT_POWER_BUTTON);
-        assert_eq!(registers.read(EVENTS), EVENT_POWER_BUTTON);
+        registers.raise(EVENT_CPUS);
+        assert!(high());
+        assert_eq!(registers.read(EVENTS), EVENT_POWER_BUTTON | EVENT_CPUS);
+        assert!(!high());
+        assert_eq!(registers.read(EVENTS), 0);
+        registers.raise(EVENT_CPUS);
+        registers.reset();
+        assert!(!high());
         assert_eq!(registers.read(EVENTS), 0);
     }
 }

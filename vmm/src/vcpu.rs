@@ -10,21 +10,21 @@
 
 use std::cell::Cell;
 use std::io;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
-use std::thread::JoinHandle;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::arch::x86_64::regs::ResetState;
 use crate::bus::Bus;
+use crate::control::definition::MAX_CPUS;
 use crate::gate::{Gate, Pass, Wish};
 use crate::notices::{Halt, Notices};
 use crate::power::PowerAction;
 
 /// Stack of a vCPU thread in bytes; exits are shallow.
-const STACK_BYTES: usize = 128 * 1024;
+pub const STACK_BYTES: usize = 128 * 1024;
 
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread runs.
@@ -59,38 +59,57 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, _context
 
 /// Interrupts vCPU threads. Known threads only, so a reused thread id cannot be hit: threads live until the process ends or have
 /// been joined, after which nobody kicks any more.
-#[derive(Default)]
 pub struct Kicker {
-    tids: OnceLock<Vec<i32>>,
+    /// By vCPU number; 0 while there is no thread.
+    tids: [AtomicI32; MAX_CPUS as usize],
+}
+
+impl Default for Kicker {
+    fn default() -> Self {
+        Self { tids: [const { AtomicI32::new(0) }; MAX_CPUS as usize] }
+    }
 }
 
 impl Kicker {
-    /// Tells which threads there are.
-    pub fn set(&self, tids: Vec<i32>) {
-        let _ = self.tids.set(tids);
+    /// Tells the thread of vCPU `id`.
+    pub fn set(&self, id: u32, tid: i32) {
+        if let Some(slot) = self.tids.get(id as usize) {
+            slot.store(tid, Ordering::Release);
+        }
     }
 
-    /// Makes every thread come out of the guest and look at the gate.
-    pub fn kick_all(&self) {
+    /// Makes the threads of a set of vCPUs, a bit mask, come out of the guest and look at the gate.
+    pub fn kick(&self, cpus: u64) {
         // SAFETY: getpid has no preconditions.
         let pid = unsafe { libc::getpid() };
-        for &tid in self.tids.get().into_iter().flatten() {
-            // SAFETY: a signal to a thread of our own process whose handler is installed; a thread that has ended gives ESRCH.
-            unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, kick_signal()) };
+        for (id, slot) in self.tids.iter().enumerate() {
+            let tid = slot.load(Ordering::Acquire);
+            if cpus & (1 << id) != 0 && tid != 0 {
+                // SAFETY: a signal to a thread of our own process whose handler is installed; a thread that has ended gives ESRCH.
+                unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, kick_signal()) };
+            }
         }
+    }
+
+    /// Likewise every thread that there is.
+    pub fn kick_all(&self) {
+        self.kick(u64::MAX);
     }
 }
 
 /// What all vCPU threads of a machine share.
 pub struct Shared {
     /// Where they wait.
-    pub gate: Gate,
+    pub gate: Arc<Gate>,
     /// Interrupts them.
-    pub kicker: Kicker,
+    pub kicker: Arc<Kicker>,
     /// Where accesses go.
     pub bus: Bus,
     /// To the main thread.
     pub notices: Arc<Notices>,
+    /// What every vCPU's time stamp counter is ahead of the host's by, so that one that comes later agrees with the others; `None`
+    /// where KVM does not say it (before Linux 5.16).
+    pub tsc_offset: OnceLock<Option<u64>>,
     /// Address of the kernel's entry; set before each `Apply`.
     pub entry: AtomicU64,
     /// Exits to user space of all vCPUs.
@@ -121,33 +140,26 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// Starts the thread; its id is sent to `started` when it has come up.
-    ///
-    /// # Errors
-    /// When there can be no more threads.
-    pub fn spawn(mut self, shared: Arc<Shared>, started: Sender<(u32, i32)>) -> io::Result<JoinHandle<()>> {
-        std::thread::Builder::new().name(format!("vcpu{}", self.id)).stack_size(STACK_BYTES).spawn(
-            move || {
-                let flag = std::ptr::from_mut(&mut self.fd.get_kvm_run().immediate_exit).cast_const();
-                IMMEDIATE_EXIT.set(flag.cast());
-                // SAFETY: gettid has no preconditions.
-                let tid = unsafe { libc::gettid() };
-                let _ = started.send((self.id, tid));
-                drop(started);
-                self.live(&shared);
-                IMMEDIATE_EXIT.set(std::ptr::null());
-            },
-        )
+    /// What the vCPU's thread does: lives behind the gate. Its id is sent to `started` when it has come up.
+    pub fn live(mut self, shared: &Shared, started: &Sender<i32>) {
+        let flag = std::ptr::from_mut(&mut self.fd.get_kvm_run().immediate_exit).cast_const();
+        IMMEDIATE_EXIT.set(flag.cast());
+        // SAFETY: gettid has no preconditions.
+        let tid = unsafe { libc::gettid() };
+        // Nobody waits any more where the start was given up.
+        let _ = started.send(tid);
+        self.serve(shared);
+        IMMEDIATE_EXIT.set(std::ptr::null());
     }
 
-    fn live(&mut self, shared: &Shared) {
+    fn serve(&mut self, shared: &Shared) {
         let mut seen = 0;
         loop {
-            match shared.gate.pass(&mut seen) {
+            match shared.gate.pass(self.id, &mut seen) {
                 Pass::Leave => return,
                 Pass::Apply => self.apply(shared),
                 Pass::Run => {
-                    while shared.gate.runs() {
+                    while shared.gate.runs(self.id) {
                         self.run_once(shared);
                     }
                 }
@@ -160,7 +172,8 @@ impl Vcpu {
         self.fd.set_kvm_immediate_exit(1);
         let _ = self.fd.run();
         self.fd.set_kvm_immediate_exit(0);
-        if let Err(error) = self.reset.apply(&self.fd, shared.entry.load(Ordering::Acquire)) {
+        let offset = shared.tsc_offset.get().copied().flatten();
+        if let Err(error) = self.reset.apply(&self.fd, shared.entry.load(Ordering::Acquire), offset) {
             shared.halt(Halt::Crash(format!("vCPU {} cannot be reset: {error}", self.id)));
         }
     }

@@ -75,6 +75,8 @@ pub struct Definition {
     pub cpus: u32,
     /// Most vCPUs, at least as many.
     pub cpus_max: u32,
+    /// Whether the number of vCPUs can change: a most was given.
+    pub cpus_elastic: bool,
     /// Guest memory at boot.
     pub memory_bytes: u64,
     /// Most guest memory, at least as much.
@@ -298,6 +300,7 @@ impl Definition {
             kvm,
             cpus: config.cpus,
             cpus_max: config.cpus_max.unwrap_or(config.cpus),
+            cpus_elastic: config.cpus_max.is_some(),
             memory_bytes: config.memory_bytes,
             memory_max_bytes: config.memory_max_bytes.unwrap_or(config.memory_bytes),
             balloon: config.balloon,

@@ -371,6 +371,9 @@ pub struct CpuStatus {
     pub target: u32,
     /// What it has: plugged in and not ejected. The guest may have taken some of them offline.
     pub present: u32,
+    /// How many of those that it was last asked to give back it has refused to (`_OST`); it may be asked again.
+    #[serde(default)]
+    pub refused: u32,
     /// Thread ids by vCPU number, also of prepared and of ejected ones; threads live as long as the machine.
     pub vcpu_tids: Vec<i32>,
 }

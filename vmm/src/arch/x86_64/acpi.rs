@@ -1,8 +1,8 @@
 //! Hardware-reduced ACPI tables (ACPI 6.5, section 4.1): no fixed hardware, everything is a device in the DSDT.
 //!
 //! ```text
-//! RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT   \_SB: PWRB (power button), GED (events), COM1, PCI0, MBRD (ECAM), \_S5
-//!              ├▶ MADT           one LAPIC or x2APIC per vCPU, the IOAPIC
+//! RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT   \_SB: PWRB (power button), GED (events), COM1, PCI0, MBRD (ECAM), CPUS, \_S5
+//!              ├▶ MADT           one LAPIC or x2APIC per possible vCPU, the IOAPIC
 //!              └▶ MCFG           the ECAM
 //! ```
 
@@ -10,8 +10,8 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Equal, Field,
     FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed,
-    Method, Name, Notify, ONE, OpRegion, OpRegionSpace, Or, Package, Path, ResourceTemplate, Return, Scope,
-    Store, Uuid, ZERO,
+    Method, MethodCall, Name, Notify, ONE, OpRegion, OpRegionSpace, Or, Package, Path, ResourceTemplate,
+    Return, Scope, Store, Uuid, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
@@ -21,6 +21,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use super::acpi_cpus::{CpuShape, Processors, madt_entries};
 use super::layout;
 use crate::power;
 
@@ -29,13 +30,8 @@ const OEM_TABLE: [u8; 8] = *b"LATHEVMM";
 const OEM_REVISION: u32 = 1;
 /// IA-PC boot flags: no VGA, no CMOS clock (section 5.2.9.3); no 8042 follows from its bit being clear.
 const BOOT_FLAGS_NO_VGA_NO_CMOS: u16 = (1 << 2) | (1 << 5);
-/// MADT entry types and lengths (section 5.2.12).
-const MADT_LAPIC: u8 = 0;
+/// MADT entry type (section 5.2.12).
 const MADT_IOAPIC: u8 = 1;
-const MADT_X2APIC: u8 = 9;
-const MADT_ENABLED: u32 = 1;
-/// APIC ids from here on need an x2APIC entry.
-const FIRST_X2APIC_ID: u32 = 255;
 /// _OSC: of what the guest wants to control it gets the PCI Express capability structure only.
 const OSC_GRANTED: u8 = 0x10;
 
@@ -43,14 +39,14 @@ const OSC_GRANTED: u8 = 0x10;
 ///
 /// # Errors
 /// When guest memory is smaller than the layout needs, which a validated configuration excludes.
-pub fn write(memory: &GuestMemoryMmap, cpus: u32) -> Result<u64, GuestMemoryError> {
+pub fn write(memory: &GuestMemoryMmap, cpus: CpuShape) -> Result<u64, GuestMemoryError> {
     let mut next = layout::ACPI_TABLES + 64;
     let mut place = |table: &[u8]| -> Result<u64, GuestMemoryError> {
         let address = next;
         next = (next + table.len() as u64 + 15) & !15;
         memory.write_slice(table, GuestAddress(address)).map(|()| address)
     };
-    let dsdt = place(dsdt().as_slice())?;
+    let dsdt = place(dsdt(cpus).as_slice())?;
     let fadt = place(&bytes(&fadt(dsdt)))?;
     let madt = place(madt(cpus).as_slice())?;
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE, OEM_REVISION);
@@ -91,30 +87,24 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     fadt.finalize()
 }
 
-fn madt(cpus: u32) -> Sdt {
+fn madt(cpus: CpuShape) -> Sdt {
     let mut madt = Sdt::new(*b"APIC", 44, 6, OEM_ID, OEM_TABLE, OEM_REVISION);
     madt.write_u32(36, layout::LAPIC);
-    for id in 0..cpus {
-        if id < FIRST_X2APIC_ID {
-            madt.append_slice(&[MADT_LAPIC, 8, id as u8, id as u8]);
-            madt.append_slice(&MADT_ENABLED.to_le_bytes());
-        } else {
-            madt.append_slice(&[MADT_X2APIC, 16, 0, 0]);
-            for word in [id, MADT_ENABLED, id] {
-                madt.append_slice(&word.to_le_bytes());
-            }
-        }
-    }
+    madt.append_slice(&madt_entries(cpus));
     madt.append_slice(&[MADT_IOAPIC, 12, 0, 0]);
     madt.append_slice(&layout::IOAPIC.to_le_bytes());
     madt.append_slice(&0u32.to_le_bytes());
     madt
 }
 
-fn dsdt() -> Sdt {
+fn dsdt(cpus: CpuShape) -> Sdt {
     let mut aml = Vec::new();
-    Scope::new(Path::new("\\_SB_"), vec![&PowerButton, &EventDevice, &SerialPort, &PciRoot, &Motherboard])
-        .to_aml_bytes(&mut aml);
+    let (events, processors) = (EventDevice { cpus: cpus.elastic }, Processors { possible: cpus.possible });
+    let mut devices: Vec<&dyn Aml> = vec![&PowerButton, &events, &SerialPort, &PciRoot, &Motherboard];
+    if cpus.elastic {
+        devices.push(&processors);
+    }
+    Scope::new(Path::new("\\_SB_"), devices).to_aml_bytes(&mut aml);
     Name::new(Path::new("\\_S5_"), &Package::new(vec![&power::SLEEP_TYPE_OFF])).to_aml_bytes(&mut aml);
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&aml);
@@ -136,10 +126,23 @@ impl Aml for PowerButton {
 }
 
 /// Generic event device (section 5.6.9): one interrupt, whose method reads what happened and notifies the device concerned.
-struct EventDevice;
+struct EventDevice {
+    /// There are processor devices.
+    cpus: bool,
+}
 impl Aml for EventDevice {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
         let offset = layout::POWER_PORT + power::EVENTS;
+        let (button, scan) = (Path::new("\\_SB_.PWRB"), Path::new("\\_SB_.CPUS.SCAN"));
+        let (pressed, scan) = (Notify::new(&button, &0x80u8), MethodCall::new(scan, vec![]));
+        let mut handled = vec![Handled { event: power::EVENT_POWER_BUTTON, by: &pressed }];
+        if self.cpus {
+            handled.push(Handled { event: power::EVENT_CPUS, by: &scan });
+        }
+        let register = Path::new("EVTS");
+        let fetch = Store::new(&Local(0), &register);
+        let mut method: Vec<&dyn Aml> = vec![&fetch];
+        method.extend(handled.iter().map(|handled| handled as &dyn Aml));
         Device::new(
             Path::new("GED_"),
             vec![
@@ -147,7 +150,7 @@ impl Aml for EventDevice {
                 &Name::new(Path::new("_UID"), &ZERO),
                 &Name::new(
                     Path::new("_CRS"),
-                    &ResourceTemplate::new(vec![&Interrupt::new(true, true, false, false, layout::GED_IRQ)]),
+                    &ResourceTemplate::new(vec![&Interrupt::new(true, false, false, false, layout::GED_IRQ)]),
                 ),
                 &OpRegion::new(Path::new("GEDR"), OpRegionSpace::SystemIO, &offset, &ONE),
                 &Field::new(
@@ -157,22 +160,22 @@ impl Aml for EventDevice {
                     FieldUpdateRule::WriteAsZeroes,
                     vec![FieldEntry::Named(*b"EVTS", 8)],
                 ),
-                &Method::new(
-                    Path::new("_EVT"),
-                    1,
-                    true,
-                    vec![
-                        &Store::new(&Local(0), &Path::new("EVTS")),
-                        &And::new(&Local(1), &Local(0), &power::EVENT_POWER_BUTTON),
-                        &If::new(
-                            &Equal::new(&Local(1), &power::EVENT_POWER_BUTTON),
-                            vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &0x80u8)],
-                        ),
-                    ],
-                ),
+                &Method::new(Path::new("_EVT"), 1, true, method),
             ],
         )
         .to_aml_bytes(sink);
+    }
+}
+
+/// What `_EVT` does about one event bit.
+struct Handled<'a> {
+    event: u8,
+    by: &'a dyn Aml,
+}
+impl Aml for Handled<'_> {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        And::new(&Local(1), &Local(0), &self.event).to_aml_bytes(sink);
+        If::new(&Equal::new(&Local(1), &self.event), vec![self.by]).to_aml_bytes(sink);
     }
 }
 
@@ -280,10 +283,12 @@ mod tests {
         out
     }
 
+    const ELASTIC: CpuShape = CpuShape { present: 3, possible: 64, elastic: true };
+
     #[test]
     fn every_table_can_be_reached_and_has_a_right_checksum() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        let size = write(&memory, 64).unwrap();
+        let size = write(&memory, ELASTIC).unwrap();
         assert!(layout::ACPI_TABLES + size <= layout::ACPI_TABLES_END, "{size}");
         let mut rsdp = [0u8; 36];
         memory.read_slice(&mut rsdp, GuestAddress(layout::ACPI_TABLES)).unwrap();
@@ -301,5 +306,19 @@ mod tests {
             }
         }
         assert_eq!(names, ["FACP", "APIC", "MCFG"]);
+    }
+
+    #[test]
+    fn absent_vcpus_are_online_capable_and_each_has_a_device_where_their_number_can_change() {
+        let flags = |shape| -> Vec<u8> { madt_entries(shape).chunks(8).map(|entry| entry[4]).collect() };
+        let devices = |shape: CpuShape| {
+            dsdt(shape).as_slice().windows(8).filter(|bytes| bytes == b"ACPI0007").count() as u32
+        };
+        assert_eq!(flags(CpuShape { possible: 5, ..ELASTIC }), [1, 1, 1, 2, 2]);
+        assert_eq!(devices(ELASTIC), 64);
+        let fixed = CpuShape { present: 4, possible: 4, elastic: false };
+        assert_eq!((flags(fixed), devices(fixed)), (vec![1; 4], 0));
+        let (small, large) = (dsdt(fixed).as_slice().len(), dsdt(ELASTIC).as_slice().len());
+        assert!(large - small <= 64 * 128, "{} bytes per vCPU", (large - small) / 64);
     }
 }

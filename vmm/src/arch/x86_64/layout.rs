@@ -74,6 +74,8 @@ pub const SERIAL_IRQ: u32 = 4;
 pub const GED_IRQ: u32 = 5;
 /// First I/O port of the power registers (see `crate::power`).
 pub const POWER_PORT: u16 = 0x600;
+/// First I/O port of the vCPU registers (see `crate::cpu_hotplug`).
+pub const CPU_PORT: u16 = 0x640;
 /// Pins of KVM's IOAPIC; message-signalled interrupts have the GSIs from here on.
 pub const IOAPIC_PINS: u32 = 24;
 

@@ -10,7 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::layout;
+use super::{layout, tsc};
 use crate::power;
 
 const CR0_PE: u64 = 1;
@@ -30,6 +30,7 @@ const DELIVERY_NMI: u32 = 0x400;
 /// Model-specific registers and their values at reset; KVM's own clock registers stop with 0. Those that a processor does not
 /// have are passed over.
 const MSRS: &[(u32, u64)] = &[
+    (0x3b, 0),                      // TSC_ADJUST
     (0x1a0, 1),                     // IA32_MISC_ENABLE: fast strings
     (0x174, 0),                     // SYSENTER_CS
     (0x175, 0),                     // SYSENTER_ESP
@@ -150,11 +151,11 @@ impl ResetState {
         })
     }
 
-    /// Puts the vCPU into the state at its first instruction; `entry` is where vCPU 0 begins.
+    /// Puts the vCPU into the state at its first instruction; `entry` is where vCPU 0 begins, `tsc_offset` that of all vCPUs.
     ///
     /// # Errors
     /// What KVM says.
-    pub fn apply(&self, vcpu: &VcpuFd, entry: u64) -> Result<(), kvm_ioctls::Error> {
+    pub fn apply(&self, vcpu: &VcpuFd, entry: u64, tsc_offset: Option<u64>) -> Result<(), kvm_ioctls::Error> {
         // A vCPU that waits for SIPI must be out of that state before its registers are set.
         vcpu.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })?;
         vcpu.set_sregs(&if self.boot { long_mode(&self.sregs) } else { self.sregs })?;
@@ -176,6 +177,9 @@ impl ResetState {
             vcpu.set_xcrs(xcrs)?;
         }
         set_msrs(vcpu)?;
+        if let Some(offset) = tsc_offset {
+            tsc::set_offset(vcpu, offset)?;
+        }
         vcpu.set_lapic(&self.lapic)?;
         vcpu.set_debug_regs(&self.debug)?;
         vcpu.set_vcpu_events(&self.events)?;
