@@ -58,6 +58,10 @@ pub trait Core: Send + Sync {
     fn stop<'a>(&'a self, name: &'a str, request: StopRequest) -> Reply<'a, MachineView>;
     /// Starts a stopped machine.
     fn start<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView>;
+    /// Stops a machine's vCPUs.
+    fn pause<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView>;
+    /// Lets a paused machine go on.
+    fn resume<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView>;
     /// Removes a machine.
     fn remove<'a>(&'a self, name: &'a str, purge: bool, force: bool) -> Reply<'a, Removed>;
     /// A stream to the guest agent, ready for its protocol.
@@ -139,6 +143,14 @@ impl Core for Machines {
 
     fn start<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView> {
         Box::pin(Machines::start_machine(self, name))
+    }
+
+    fn pause<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView> {
+        Box::pin(Machines::pause(self, name))
+    }
+
+    fn resume<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView> {
+        Box::pin(Machines::resume(self, name))
     }
 
     fn remove<'a>(&'a self, name: &'a str, purge: bool, force: bool) -> Reply<'a, Removed> {

@@ -23,6 +23,8 @@ use super::routes::{cluster, files, host, machines, streams};
         machines::resize,
         machines::stop,
         machines::start,
+        machines::pause,
+        machines::resume,
         machines::remove,
         streams::logs,
         streams::exec,

@@ -50,6 +50,16 @@ pub enum Verb {
         /// Machine
         name: String,
     },
+    /// Hold a machine between two instructions; it keeps its memory and its place in the books
+    Pause {
+        /// Machine
+        name: String,
+    },
+    /// Let a paused machine go on
+    Resume {
+        /// Machine
+        name: String,
+    },
     /// Stop a machine: power button first, then the power
     Stop(StopArgs),
     /// Remove a machine; its data is kept unless --purge

@@ -473,11 +473,10 @@ fn plan_text(plan: &PlanView) -> String {
     text
 }
 
-/// `lathe start`.
-pub async fn start(client: &Client, json: bool, name: &str) -> Verdict {
-    let view: MachineView = client
-        .send(Method::POST, &format!("{}/start", machine_path(name)?), &serde_json::json!({}), None)
-        .await?;
+/// `lathe start`, `lathe pause`, `lathe resume`: what has nothing to say but the machine's name.
+pub async fn change(client: &Client, json: bool, name: &str, verb: &str) -> Verdict {
+    let path = format!("{}/{verb}", machine_path(name)?);
+    let view: MachineView = client.send(Method::POST, &path, &serde_json::json!({}), None).await?;
     print_state(&view, json)
 }
 
@@ -515,7 +514,7 @@ pub async fn remove(client: &Client, json: bool, args: &RmArgs) -> Verdict {
     if args.plan {
         let view: MachineView = client.get(&path).await?;
         let data = if args.purge { "delete its private disks" } else { "keep its private disks' data" };
-        let power = if view.state == MachineState::Running {
+        let power = if matches!(view.state, MachineState::Running | MachineState::Paused) {
             if args.force { "cut its power, " } else { "refuse, because it runs (--force); else " }
         } else {
             ""

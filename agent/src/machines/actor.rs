@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lathe_guest::protocol::{self as guest_protocol, ShutdownMode};
-use lathe_vmm::control::wire::{Command, Event as MonitorEvent, ExitReason};
+use lathe_vmm::control::wire::{Command, Event as MonitorEvent, ExitReason, Phase};
 use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -188,7 +188,7 @@ impl Actor {
         if record.life == life {
             return Ok(());
         }
-        record.life = life.clone();
+        let before = std::mem::replace(&mut record.life, life.clone());
         if life == Life::Gone {
             self.core.with_books(|books| books.enter(&record.name, lathe_shard::Shape::default()));
         } else {
@@ -212,14 +212,21 @@ impl Actor {
             self.core.with_books(|books| books.enter(&record.name, record.held()));
         }
         self.entry.with(|shared| shared.record = record);
-        self.announce(&life);
+        self.announce(&before, &life);
         self.entry.life.send_replace(life);
         Ok(())
     }
 
-    fn announce(&self, life: &Life) {
+    fn announce(&self, before: &Life, life: &Life) {
         let name = &self.entry.name;
         let (kind, message) = match life {
+            // The pause failed, which whoever asked for it is told.
+            Life::Running if *before == Life::Pausing => return,
+            Life::Running if matches!(before, Life::Paused | Life::Resuming) => {
+                ("machine-resumed", format!("{name} runs again"))
+            }
+            Life::Paused if *before == Life::Resuming => return,
+            Life::Paused => ("machine-paused", format!("{name} is paused")),
             Life::Running => ("machine-running", format!("{name} runs")),
             Life::Stopped { reason } => ("machine-stopped", format!("{name} is off: {reason}")),
             Life::Failed { reason } => ("machine-failed", format!("{name} failed: {reason}")),
@@ -256,6 +263,10 @@ impl Actor {
             Effect::Watch => {
                 self.watch_guest();
                 None
+            }
+            Effect::Pause => Some(self.switch(Command::Pause {}, Event::Paused, Event::PauseFailed).await),
+            Effect::Resume => {
+                Some(self.switch(Command::Resume {}, Event::Resumed, Event::ResumeFailed).await)
             }
             Effect::PressPower => {
                 self.press_power().await;
@@ -379,9 +390,8 @@ impl Actor {
                 let message = format!("{device} of {} stands still: {reason}", self.entry.name);
                 self.core.tell("machine-device", &self.entry.name, message);
             }
-            Notice::Event(
-                MonitorEvent::Phase(_) | MonitorEvent::CpusChanged(_) | MonitorEvent::MemoryChanged(_),
-            ) => {}
+            Notice::Event(MonitorEvent::Phase(_)) => self.follow_phase().await,
+            Notice::Event(MonitorEvent::CpusChanged(_) | MonitorEvent::MemoryChanged(_)) => {}
             Notice::Gone => {
                 let end = self.how_it_ended().await;
                 if self.since.elapsed() > PEACE {
@@ -391,6 +401,32 @@ impl Actor {
                 self.happen(Event::MonitorEnded(end)).await;
             }
         }
+    }
+
+    /// The monitor has entered a phase, perhaps because of somebody else. Its status counts: the notice may be older than what was asked
+    /// of it since.
+    async fn follow_phase(&mut self) {
+        let Some(live) = &self.live else { return };
+        match live.monitor.status().await.map(|status| status.phase) {
+            Ok(Phase::Paused) => self.happen(Event::Paused).await,
+            Ok(Phase::Running) => self.happen(Event::Resumed).await,
+            // It is over, and says so in another notice.
+            Ok(_) | Err(_) => {}
+        }
+    }
+
+    /// Stops the vCPUs or lets them go.
+    async fn switch(&self, command: Command, done: Event, failed: Event) -> Event {
+        let told = match &self.live {
+            Some(live) => live.monitor.tell(command).await.map_err(|problem| problem.to_string()),
+            None => Err("it has no monitor".to_owned()),
+        };
+        let Err(problem) = told else { return done };
+        let name = &self.entry.name;
+        tracing::error!(machine = name, problem, "cannot pause or resume a machine");
+        let message = format!("{name} was not paused or resumed: {problem}");
+        self.entry.with(|shared| shared.problem = Some(Problem::new(Kind::Internal, "internal", message)));
+        failed
     }
 
     async fn how_it_ended(&mut self) -> End {
@@ -560,19 +596,16 @@ fn refusal(name: &str, refused: Refused, life: &Life) -> Problem {
     match refused {
         Refused::Running => Problem::new(Kind::Conflict, "machine-running", format!("{name} is running"))
             .fix(format!("lathe stop {name}        or: lathe rm --force {name}")),
+        Refused::Paused => {
+            Problem::new(Kind::Conflict, "machine-paused", format!("{name} is paused, not off"))
+                .fix(format!("lathe resume {name}"))
+        }
+        Refused::Off => Problem::new(Kind::Conflict, "machine-not-running", format!("{name} is not running"))
+            .detail(life.reason())
+            .fix(format!("lathe start {name}")),
         Refused::Busy => {
-            let message = format!("{name} is {} at the moment", state_word(life));
+            let message = format!("{name} is {} at the moment", life.word());
             Problem::new(Kind::Conflict, "machine-busy", message).fix("try again in a moment")
         }
-    }
-}
-
-fn state_word(life: &Life) -> &'static str {
-    match life {
-        Life::Creating => "being made",
-        Life::Starting { .. } | Life::Waiting { .. } => "starting",
-        Life::Stopping | Life::Clearing { .. } => "stopping",
-        Life::Removing { .. } | Life::Gone => "being removed",
-        _ => "busy",
     }
 }

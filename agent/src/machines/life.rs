@@ -5,11 +5,13 @@
 //!
 //! ```text
 //! Creating ─► Starting ─► Running ─► Stopping ─► Clearing ─► Stopped | Failed ─► Removing ─► (gone)
-//!                ▲           └───────────────────▲   │
-//!                └────────── Waiting ◄───────────────┘ restart policy
+//!                ▲          ▲ │ └────────────────▲   │
+//!                │  Resuming │ ▼ Pausing          │   │
+//!                │          Paused ───────────────┘   │
+//!                └────────── Waiting ◄────────────────┘ restart policy
 //! ```
-//! `Creating`, `Starting`, `Clearing` and `Removing` always have an effect under way; `Stopping` and `Waiting` have a timer;
-//! `Running` has a watched monitor; `Stopped` and `Failed` rest.
+//! `Creating`, `Starting`, `Pausing`, `Resuming`, `Clearing` and `Removing` always have an effect under way; `Stopping` and `Waiting`
+//! have a timer; `Running` and `Paused` have a watched monitor; `Stopped` and `Failed` rest.
 
 use std::time::Duration;
 
@@ -39,6 +41,12 @@ pub enum Life {
     },
     /// Guest code runs.
     Running,
+    /// Its vCPUs are being stopped.
+    Pausing,
+    /// Its vCPUs stand still.
+    Paused,
+    /// Its vCPUs are being let go again.
+    Resuming,
     /// Somebody wants it off.
     Stopping,
     /// The monitor is over; unit, tap and sockets are being removed.
@@ -106,6 +114,18 @@ pub enum Event {
     LaunchFailed(String),
     /// The monitor is over.
     MonitorEnded(End),
+    /// Somebody wants it to stand still.
+    PauseAsked,
+    /// Its vCPUs stand still, whoever wanted that.
+    Paused,
+    /// They do not.
+    PauseFailed,
+    /// Somebody wants it to go on.
+    ResumeAsked,
+    /// Its vCPUs run again, whoever wanted that.
+    Resumed,
+    /// They do not.
+    ResumeFailed,
     /// Somebody wants it off after at most this long; zero cuts the power.
     StopAsked(Duration),
     /// The time is up: of a stop, of a pause, of a repeated removal.
@@ -136,6 +156,10 @@ pub enum Effect {
     Launch,
     /// Watches the running monitor and looks for the guest agent.
     Watch,
+    /// Stops the vCPUs. Ends in `Paused` or `PauseFailed`.
+    Pause,
+    /// Lets them go again. Ends in `Resumed` or `ResumeFailed`.
+    Resume,
     /// Asks the guest to power off.
     PressPower,
     /// Ends the monitor at once. Its end is seen by the watch, or by `Clear`.
@@ -157,6 +181,10 @@ pub enum Refused {
     Busy,
     /// It runs, and force was not asked for.
     Running,
+    /// It is paused.
+    Paused,
+    /// It is off.
+    Off,
 }
 
 /// What follows.
@@ -193,17 +221,16 @@ pub fn decide(life: &Life, event: Event, rules: Rules) -> Result<Decision, Refus
         (Life::Creating, event) => match event {
             Event::Prepared => to(Life::Starting { first: true }, vec![Effect::Launch]),
             Event::PrepareFailed => to(Life::Removing { purge: true }, vec![Effect::Clear]),
-            Event::StartAsked | Event::StopAsked(_) => Err(Refused::Busy),
+            Event::StartAsked | Event::StopAsked(_) | Event::PauseAsked | Event::ResumeAsked => {
+                Err(Refused::Busy)
+            }
             _ => stay(),
         },
         (Life::Starting { first }, event) => starting(life, *first, event),
-        (Life::Running, event) => match event {
-            Event::StopAsked(timeout) => to(Life::Stopping, off(timeout)),
-            Event::MonitorEnded(end) => to(Life::Clearing { end }, vec![Effect::Clear]),
-            _ => stay(),
-        },
+        (Life::Running | Life::Pausing | Life::Paused | Life::Resuming, event) => up(life, event),
         (Life::Stopping, event) => match event {
             Event::StopAsked(timeout) => to(Life::Stopping, off(timeout)),
+            Event::PauseAsked | Event::ResumeAsked => Err(Refused::Busy),
             Event::TimeIsUp => to(Life::Stopping, off(Duration::ZERO)),
             Event::MonitorEnded(end) => {
                 let end = End { kind: EndKind::Asked, reason: asked_reason(&end) };
@@ -214,7 +241,7 @@ pub fn decide(life: &Life, event: Event, rules: Rules) -> Result<Decision, Refus
         },
         (Life::Clearing { end }, event) => match event {
             Event::Cleared => rest_or_restart(end, rules),
-            Event::StartAsked => Err(Refused::Busy),
+            Event::StartAsked | Event::PauseAsked | Event::ResumeAsked => Err(Refused::Busy),
             // Somebody wants it off, so the restart policy must not bring it back.
             Event::StopAsked(_) => {
                 let end = End { kind: EndKind::Asked, reason: end.reason.clone() };
@@ -227,10 +254,14 @@ pub fn decide(life: &Life, event: Event, rules: Rules) -> Result<Decision, Refus
                 to(Life::Starting { first: false }, vec![Effect::NoTimer, Effect::Launch])
             }
             Event::StopAsked(_) => to(Life::Stopped { reason: end.reason.clone() }, vec![Effect::NoTimer]),
+            Event::PauseAsked | Event::ResumeAsked => Err(Refused::Busy),
             _ => stay(),
         },
         (Life::Stopped { .. } | Life::Failed { .. }, Event::StartAsked) => {
             to(Life::Starting { first: false }, vec![Effect::Launch])
+        }
+        (Life::Stopped { .. } | Life::Failed { .. }, Event::PauseAsked | Event::ResumeAsked) => {
+            Err(Refused::Off)
         }
         (Life::Stopped { .. } | Life::Failed { .. }, _) => stay(),
         (Life::Removing { .. }, event) => match event {
@@ -238,9 +269,34 @@ pub fn decide(life: &Life, event: Event, rules: Rules) -> Result<Decision, Refus
             Event::Erased => to(Life::Gone, vec![Effect::NoTimer]),
             Event::EraseFailed => to(life.clone(), vec![Effect::Timer(REMOVE_RETRY)]),
             Event::TimeIsUp => to(life.clone(), vec![Effect::Clear]),
-            Event::StartAsked | Event::StopAsked(_) => Err(Refused::Busy),
+            Event::StartAsked | Event::StopAsked(_) | Event::PauseAsked | Event::ResumeAsked => {
+                Err(Refused::Busy)
+            }
             _ => stay(),
         },
+    }
+}
+
+/// A machine whose monitor has got to `Go`, whether its vCPUs run or not.
+fn up(life: &Life, event: Event) -> Result<Decision, Refused> {
+    let stay = || to(life.clone(), Vec::new());
+    match (life, event) {
+        (_, Event::MonitorEnded(end)) => to(Life::Clearing { end }, vec![Effect::Clear]),
+        (Life::Running, Event::StopAsked(timeout)) => to(Life::Stopping, off(timeout)),
+        (_, Event::StopAsked(timeout)) => to(Life::Stopping, off_from_pause(timeout)),
+        (Life::Running, Event::PauseAsked) => to(Life::Pausing, vec![Effect::Pause]),
+        (Life::Paused, Event::ResumeAsked) => to(Life::Resuming, vec![Effect::Resume]),
+        (Life::Pausing, Event::ResumeAsked | Event::StartAsked) => Err(Refused::Busy),
+        (Life::Resuming, Event::PauseAsked) => Err(Refused::Busy),
+        // "Start" means off and on; a guest that stands still has not been off.
+        (Life::Paused, Event::StartAsked) => Err(Refused::Paused),
+        (Life::Running | Life::Pausing, Event::Paused) | (Life::Resuming, Event::ResumeFailed) => {
+            to(Life::Paused, Vec::new())
+        }
+        (Life::Paused | Life::Resuming, Event::Resumed) | (Life::Pausing, Event::PauseFailed) => {
+            to(Life::Running, Vec::new())
+        }
+        _ => stay(),
     }
 }
 
@@ -251,7 +307,9 @@ fn starting(life: &Life, first: bool, event: Event) -> Result<Decision, Refused>
         Event::LaunchFailed(reason) => {
             to(Life::Clearing { end: End { kind: EndKind::Failure, reason } }, vec![Effect::Clear])
         }
-        Event::StartAsked | Event::StopAsked(_) => Err(Refused::Busy),
+        Event::StartAsked | Event::StopAsked(_) | Event::PauseAsked | Event::ResumeAsked => {
+            Err(Refused::Busy)
+        }
         // The launch itself sees that its monitor is gone and reports it.
         _ => to(life.clone(), Vec::new()),
     }
@@ -259,7 +317,9 @@ fn starting(life: &Life, first: bool, event: Event) -> Result<Decision, Refused>
 
 fn remove(life: &Life, purge: bool, force: bool) -> Result<Decision, Refused> {
     match life {
-        Life::Running | Life::Stopping if !force => Err(Refused::Running),
+        Life::Running | Life::Pausing | Life::Paused | Life::Resuming | Life::Stopping if !force => {
+            Err(Refused::Running)
+        }
         Life::Creating | Life::Starting { .. } => Err(Refused::Busy),
         Life::Removing { .. } => to(life.clone(), Vec::new()),
         _ => to(Life::Removing { purge }, vec![Effect::NoTimer, Effect::Clear]),
@@ -274,6 +334,12 @@ fn off(timeout: Duration) -> Vec<Effect> {
     } else {
         vec![Effect::PressPower, Effect::Timer(timeout)]
     }
+}
+
+/// The same for a guest that cannot notice the button yet.
+fn off_from_pause(timeout: Duration) -> Vec<Effect> {
+    let resume = (!timeout.is_zero()).then_some(Effect::Resume);
+    resume.into_iter().chain(off(timeout)).collect()
 }
 
 fn asked_reason(end: &End) -> String {
@@ -308,8 +374,10 @@ fn backoff(attempts: u32) -> Duration {
 /// What is found of a machine when lathed starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// Its monitor answers and runs guest code (or has it paused).
+    /// Its monitor answers and runs guest code.
     Alive,
+    /// Its monitor answers, and its vCPUs stand still.
+    Still,
     /// Its monitor answers, but never got to `Go`.
     HalfMade,
     /// There is no monitor; how it ended, as far as anybody knows.
@@ -324,6 +392,9 @@ pub fn resume(life: &Life, found: Found, reboot: bool, autostart: bool) -> Decis
         (Life::Removing { .. } | Life::Gone, _) => decision(life.clone(), vec![Effect::Clear]),
         (
             Life::Running
+            | Life::Pausing
+            | Life::Paused
+            | Life::Resuming
             | Life::Stopping
             | Life::Clearing { .. }
             | Life::Waiting { .. }
@@ -333,15 +404,23 @@ pub fn resume(life: &Life, found: Found, reboot: bool, autostart: bool) -> Decis
         ) if reboot && autostart => {
             decision(Life::Starting { first: false }, vec![Effect::Clear, Effect::Launch])
         }
-        (Life::Starting { .. } | Life::Running, Found::Alive) => decision(Life::Running, vec![Effect::Watch]),
-        (Life::Stopping, Found::Alive) => {
-            let mut effects = vec![Effect::Watch];
-            effects.extend(off(RESUMED_STOP_TIMEOUT));
+        // What was asked for and is not so yet is done again; otherwise what is found counts.
+        (Life::Pausing, Found::Alive) => decision(Life::Pausing, vec![Effect::Watch, Effect::Pause]),
+        (Life::Resuming, Found::Still) => decision(Life::Resuming, vec![Effect::Watch, Effect::Resume]),
+        (Life::Starting { .. } | Life::Running | Life::Paused | Life::Resuming, Found::Alive) => {
+            decision(Life::Running, vec![Effect::Watch])
+        }
+        (Life::Starting { .. } | Life::Running | Life::Paused | Life::Pausing, Found::Still) => {
+            decision(Life::Paused, vec![Effect::Watch])
+        }
+        (Life::Stopping, found @ (Found::Alive | Found::Still)) => {
+            let off = if found == Found::Still { off_from_pause } else { off };
+            let effects = [Effect::Watch].into_iter().chain(off(RESUMED_STOP_TIMEOUT)).collect();
             decision(Life::Stopping, effects)
         }
         // A monitor where there should be none, or one that was never told all: away with it, then as if it had not been.
         (Life::Starting { .. }, _) => decision(life.clone(), vec![Effect::Clear, Effect::Launch]),
-        (Life::Running, found) => {
+        (Life::Running | Life::Pausing | Life::Paused | Life::Resuming, found) => {
             let end = ended(found, reboot);
             decision(Life::Clearing { end }, vec![Effect::Clear])
         }
@@ -355,7 +434,7 @@ pub fn resume(life: &Life, found: Found, reboot: bool, autostart: bool) -> Decis
             decision(Life::Clearing { end }, vec![Effect::Clear])
         }
         (Life::Waiting { .. }, _) => decision(life.clone(), vec![Effect::Timer(FIRST_BACKOFF)]),
-        (Life::Stopped { .. } | Life::Failed { .. }, Found::Alive | Found::HalfMade) => {
+        (Life::Stopped { .. } | Life::Failed { .. }, Found::Alive | Found::Still | Found::HalfMade) => {
             let reason = "a monitor ran although the machine was stopped".to_owned();
             decision(Life::Clearing { end: End { kind: EndKind::Asked, reason } }, vec![Effect::Clear])
         }
@@ -370,7 +449,7 @@ fn ended(found: Found, reboot: bool) -> End {
     match found {
         _ if reboot => End { kind: EndKind::HostReboot, reason: HOST_REBOOTED.to_owned() },
         Found::Nothing(end) => end,
-        Found::Alive | Found::HalfMade => {
+        Found::Alive | Found::Still | Found::HalfMade => {
             End { kind: EndKind::Failure, reason: "its monitor never got to run".to_owned() }
         }
     }
@@ -382,7 +461,8 @@ impl Life {
         match self {
             Self::Creating => MachineState::Creating,
             Self::Starting { .. } | Self::Waiting { .. } => MachineState::Starting,
-            Self::Running => MachineState::Running,
+            Self::Running | Self::Pausing => MachineState::Running,
+            Self::Paused | Self::Resuming => MachineState::Paused,
             Self::Stopping | Self::Clearing { .. } => MachineState::Stopping,
             Self::Stopped { .. } => MachineState::Stopped,
             Self::Failed { .. } => MachineState::Failed,
@@ -399,14 +479,34 @@ impl Life {
         }
     }
 
+    /// What it is doing, to go on after "is".
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Creating => "being made",
+            Self::Starting { .. } | Self::Waiting { .. } => "starting",
+            Self::Running => "running",
+            Self::Pausing => "being paused",
+            Self::Paused => "paused",
+            Self::Resuming => "being resumed",
+            Self::Stopping | Self::Clearing { .. } => "stopping",
+            Self::Stopped { .. } | Self::Failed { .. } => "off",
+            Self::Removing { .. } | Self::Gone => "being removed",
+        }
+    }
+
     /// Whether it holds CPU and memory of the host.
     pub fn holds_shards(&self) -> bool {
         !matches!(self, Self::Stopped { .. } | Self::Failed { .. } | Self::Gone)
     }
 
+    /// Whether it has a monitor that is watched.
+    pub fn has_monitor(&self) -> bool {
+        matches!(self, Self::Running | Self::Pausing | Self::Paused | Self::Resuming | Self::Stopping)
+    }
+
     /// Whether nothing is under way.
     pub fn is_settled(&self) -> bool {
-        matches!(self, Self::Running | Self::Stopped { .. } | Self::Failed { .. } | Self::Gone)
+        matches!(self, Self::Running | Self::Paused | Self::Stopped { .. } | Self::Failed { .. } | Self::Gone)
     }
 }
 
@@ -442,6 +542,10 @@ mod tests {
             ends().prop_map(Event::MonitorEnded),
             (0_u64..3).prop_map(|secs| Event::StopAsked(Duration::from_secs(secs))),
             Just(Event::StartAsked),
+            Just(Event::PauseAsked),
+            Just(Event::ResumeAsked),
+            Just(Event::Paused),
+            Just(Event::Resumed),
             (any::<bool>(), any::<bool>()).prop_map(|(purge, force)| Event::RemoveAsked { purge, force }),
             Just(Event::TimeIsUp),
         ]
@@ -483,6 +587,10 @@ mod tests {
                 }
                 Effect::Erase if well => Event::Erased,
                 Effect::Erase => Event::EraseFailed,
+                Effect::Pause if self.watched && well => Event::Paused,
+                Effect::Pause => Event::PauseFailed,
+                Effect::Resume if self.watched && well => Event::Resumed,
+                Effect::Resume => Event::ResumeFailed,
                 Effect::CutPower if self.watched && well => Event::MonitorEnded(end(EndKind::Asked)),
                 Effect::PressPower if self.watched && well => Event::MonitorEnded(end(EndKind::PowerOff)),
                 _ => return None,
@@ -495,7 +603,9 @@ mod tests {
             let fine = match life {
                 Life::Creating => pending(&[Effect::Prepare]),
                 Life::Starting { .. } => pending(&[Effect::Launch]),
-                Life::Running => self.watched,
+                Life::Running | Life::Paused => self.watched,
+                Life::Pausing => self.watched && pending(&[Effect::Pause]),
+                Life::Resuming => self.watched && pending(&[Effect::Resume]),
                 Life::Stopping => self.watched && self.timer,
                 Life::Clearing { .. } => pending(&[Effect::Clear]),
                 Life::Waiting { .. } => self.timer,
@@ -549,7 +659,7 @@ mod tests {
         fn whatever_is_found_after_a_crash_has_a_way_on(
             restart in policies(),
             steps in prop::collection::vec((prop::option::of(outside()), any::<bool>()), 0..30),
-            what in 0_u8..3,
+            what in 0_u8..4,
             reboot in any::<bool>(),
             autostart in any::<bool>(),
         ) {
@@ -566,6 +676,7 @@ mod tests {
             let found = match what {
                 0 if !reboot => Found::Alive,
                 1 if !reboot => Found::HalfMade,
+                2 if !reboot => Found::Still,
                 _ => Found::Nothing(end(EndKind::Failure)),
             };
             let decision = resume(&life, found.clone(), reboot, autostart);
@@ -574,7 +685,10 @@ mod tests {
             after.check(&decision.life);
             // A running guest is never thrown away unless its machine was to go or not to be.
             if life == Life::Running && found == Found::Alive {
-                prop_assert_eq!(decision.life, Life::Running);
+                prop_assert_eq!(&decision.life, &Life::Running);
+            }
+            if life == Life::Paused && found == Found::Still {
+                prop_assert_eq!(&decision.life, &Life::Paused);
             }
         }
     }
@@ -601,6 +715,40 @@ mod tests {
         assert_eq!(first.unwrap().life, Life::Removing { purge: true });
         let later = decide(&Life::Starting { first: false }, failed(), rules(RestartPolicy::No));
         assert_eq!(later.unwrap().life.reason(), "no kernel");
+    }
+
+    #[test]
+    fn a_paused_machine_goes_on_when_asked_and_can_be_stopped() {
+        let next = |life: &Life, event| decide(life, event, rules(RestartPolicy::No));
+        let pausing = next(&Life::Running, Event::PauseAsked).unwrap();
+        assert_eq!((pausing.life, pausing.effects), (Life::Pausing, vec![Effect::Pause]));
+        assert_eq!(next(&Life::Pausing, Event::PauseFailed).unwrap().life, Life::Running);
+        assert_eq!(next(&Life::Pausing, Event::Paused).unwrap().life, Life::Paused);
+        assert_eq!(next(&Life::Paused, Event::PauseAsked).unwrap().life, Life::Paused, "twice is once");
+        assert_eq!(next(&Life::Paused, Event::StartAsked), Err(Refused::Paused));
+        let remove = Event::RemoveAsked { purge: false, force: false };
+        assert_eq!(next(&Life::Paused, remove), Err(Refused::Running));
+        let resuming = next(&Life::Paused, Event::ResumeAsked).unwrap();
+        assert_eq!((resuming.life, resuming.effects), (Life::Resuming, vec![Effect::Resume]));
+        assert_eq!(next(&Life::Resuming, Event::Resumed).unwrap().life, Life::Running);
+        let timeout = Duration::from_secs(5);
+        let stopping = next(&Life::Paused, Event::StopAsked(timeout)).unwrap();
+        assert_eq!(stopping.effects, [Effect::Resume, Effect::PressPower, Effect::Timer(timeout)]);
+        let cut = next(&Life::Paused, Event::StopAsked(Duration::ZERO)).unwrap();
+        assert_eq!(cut.effects[0], Effect::CutPower);
+        let off = Life::Stopped { reason: String::new() };
+        assert_eq!(next(&off, Event::PauseAsked), Err(Refused::Off));
+    }
+
+    #[test]
+    fn after_a_restart_of_lathed_what_was_asked_is_finished_and_what_is_found_counts() {
+        let next = |life: Life, found| resume(&life, found, false, false);
+        assert_eq!(next(Life::Paused, Found::Still).life, Life::Paused);
+        assert_eq!(next(Life::Running, Found::Still).life, Life::Paused);
+        assert_eq!(next(Life::Paused, Found::Alive).life, Life::Running);
+        assert_eq!(next(Life::Pausing, Found::Alive).effects, [Effect::Watch, Effect::Pause]);
+        assert_eq!(next(Life::Resuming, Found::Still).effects, [Effect::Watch, Effect::Resume]);
+        assert_eq!(next(Life::Stopping, Found::Still).effects[..2], [Effect::Watch, Effect::Resume]);
     }
 
     #[test]

@@ -53,8 +53,8 @@ use self::core::{Core, Entry};
 use self::life::{Event, Life};
 use self::record::{Net, Record};
 use crate::api::wire::{
-    EventView, HostResources, HostView, MachineView, PlanView, Removed, ResizeRequest, ResizeView,
-    RunRequest, SCHEMA, StopRequest,
+    EventView, HostResources, HostView, MachineState, MachineView, PlanView, Removed, ResizeRequest,
+    ResizeView, RunRequest, SCHEMA, StopRequest,
 };
 use crate::network::allot::{self, Range};
 use crate::problem::{Kind, Problem};
@@ -255,6 +255,36 @@ impl Machines {
         }
     }
 
+    /// Stops a machine's vCPUs between two instructions; answers when they stand still. Twice is once.
+    ///
+    /// # Errors
+    /// `no-such-machine`, `machine-not-running`, `machine-busy`.
+    pub async fn pause(&self, name: &str) -> Result<MachineView, Problem> {
+        self.switch(name, Event::PauseAsked, &Life::Paused).await
+    }
+
+    /// Lets a paused machine go on. One that runs stays as it is.
+    ///
+    /// # Errors
+    /// As [`Machines::pause`].
+    pub async fn resume(&self, name: &str) -> Result<MachineView, Problem> {
+        self.switch(name, Event::ResumeAsked, &Life::Running).await
+    }
+
+    async fn switch(&self, name: &str, event: Event, wanted: &Life) -> Result<MachineView, Problem> {
+        let entry = self.core.entry(name)?;
+        ask(&entry, event).await?;
+        let life = entry.until(|life| !matches!(life, Life::Pausing | Life::Resuming)).await;
+        if life == *wanted {
+            return Ok(view::machine(&entry));
+        }
+        // It stands as before and says why, or something else has come in between.
+        Err(entry.with(|shared| shared.problem.take()).unwrap_or_else(|| {
+            let message = format!("{name} is {} instead", life.word());
+            Problem::new(Kind::Conflict, "machine-busy", message).detail(life.reason())
+        }))
+    }
+
     /// Removes a machine; its private disks are kept aside unless `purge`.
     ///
     /// # Errors
@@ -274,6 +304,14 @@ impl Machines {
     /// `no-such-machine`, `machine-not-running`, `guest-agent-unreachable`.
     pub async fn guest_stream(&self, name: &str) -> Result<UnixStream, Problem> {
         let entry = self.running(name)?;
+        let still = || {
+            let message = format!("{name} is paused: nothing in it can answer");
+            Problem::new(Kind::Conflict, "machine-paused", message).fix(format!("lathe resume {name}"))
+        };
+        let is_still = || entry.with(|shared| shared.record.life.state() == MachineState::Paused);
+        if is_still() {
+            return Err(still());
+        }
         let socket = self.core.config.socket_dir(name).join("vsock.sock");
         let young = entry.with(|shared| {
             shared.record.booted.as_ref().is_some_and(|booted| {
@@ -295,6 +333,9 @@ impl Machines {
                 Err(_) => {}
             }
             self.running(name)?;
+            if is_still() {
+                return Err(still());
+            }
             tokio::time::sleep(GUEST_PAUSE).await;
         }
     }
@@ -302,7 +343,7 @@ impl Machines {
     fn running(&self, name: &str) -> Result<Arc<Entry>, Problem> {
         let entry = self.core.entry(name)?;
         let life = entry.with(|shared| shared.record.life.clone());
-        if matches!(life, Life::Running | Life::Stopping) {
+        if life.has_monitor() {
             return Ok(entry);
         }
         let message = format!("{name} is not running");

@@ -375,6 +375,36 @@ fn what_cannot_be_changed_while_running_is_partial_and_follows_at_the_next_start
 }
 
 #[test]
+fn a_machine_is_paused_found_paused_and_goes_on() {
+    let world = World::new();
+    let lathed = world.lathed();
+    lathed.run(world.request("demo")).unwrap();
+    for _ in 0..2 {
+        let view = lathed.wait(lathed.machines.pause("demo")).unwrap();
+        assert_eq!((view.state, view.cpu.granted), (MachineState::Paused, 100));
+    }
+    let phase = || world.launcher.monitor("demo").told(|told| told.phase);
+    assert_eq!(phase(), Phase::Paused);
+    assert_eq!(lathed.wait(lathed.machines.start_machine("demo")).unwrap_err().code, "machine-paused");
+    assert_eq!(lathed.wait(lathed.machines.guest_stream("demo")).unwrap_err().code, "machine-paused");
+    lathed.kill();
+    let lathed = world.lathed();
+    assert_eq!(lathed.show("demo").state, MachineState::Paused);
+    let view = lathed.wait(lathed.machines.resume("demo")).unwrap();
+    assert_eq!((view.state, phase()), (MachineState::Running, Phase::Running));
+    world.check(&lathed);
+    // Somebody else at the monitor's socket is followed.
+    let monitor = world.launcher.monitor("demo");
+    monitor.told(|told| told.phase = Phase::Paused);
+    monitor.event(&MonitorEvent::Phase(Phase::Paused));
+    lathed.settled("demo", MachineState::Paused);
+    let off = lathed.wait(lathed.machines.stop("demo", STOP)).unwrap();
+    assert_eq!((off.state, off.reason.as_str()), (MachineState::Stopped, "stopped on request"));
+    assert_eq!(lathed.wait(lathed.machines.pause("demo")).unwrap_err().code, "machine-not-running");
+    world.check(&lathed);
+}
+
+#[test]
 fn machines_run_on_without_lathed_and_are_found_again() {
     let world = World::new();
     let lathed = world.lathed();

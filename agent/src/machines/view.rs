@@ -40,7 +40,7 @@ pub fn machine(entry: &Entry) -> MachineView {
             unit: launched.map(|launched| launched.unit.clone()).unwrap_or_default(),
             pid: launched.and_then(|launched| launched.pid),
             uptime_sec: booted
-                .filter(|_| record.life == Life::Running)
+                .filter(|_| record.life.has_monitor())
                 .map(|booted| unix_sec().saturating_sub(booted.at_unix_sec)),
             restarts: record.restarts.saturating_add(shared.reboots),
             reason: reason(shared),

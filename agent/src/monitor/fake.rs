@@ -196,6 +196,15 @@ fn carry_out(
             told.phase = Phase::Running;
             Ok(Answer::Done {})
         }
+        (Command::Pause {}, Phase::Running) => {
+            told.phase = Phase::Paused;
+            Ok(Answer::Done {})
+        }
+        (Command::Resume {}, Phase::Paused) => {
+            told.phase = Phase::Running;
+            Ok(Answer::Done {})
+        }
+        (Command::PowerButton {}, Phase::Paused) => refuse("wrong-phase"),
         (Command::Status {}, phase) => Ok(Answer::Status(Status {
             phase,
             exit: None,

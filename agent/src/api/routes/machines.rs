@@ -135,6 +135,24 @@ pub async fn start(State(app): State<App>, Name(name): Name) -> Answer<Response>
     Ok(tagged(StatusCode::OK, view))
 }
 
+/// Stops a machine's vCPUs between two instructions. It keeps its memory and everything else of its shape.
+#[utoipa::path(post, path = "/v1/machines/{name}/pause", tag = "machines", params(("name" = String, Path)),
+    responses((status = 200, body = MachineView), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub async fn pause(State(app): State<App>, Name(name): Name) -> Answer<Response> {
+    let core = Arc::clone(&app.core);
+    let view = to_the_end(async move { core.pause(&name).await }).await?;
+    Ok(tagged(StatusCode::OK, view))
+}
+
+/// Lets a paused machine go on.
+#[utoipa::path(post, path = "/v1/machines/{name}/resume", tag = "machines", params(("name" = String, Path)),
+    responses((status = 200, body = MachineView), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]
+pub async fn resume(State(app): State<App>, Name(name): Name) -> Answer<Response> {
+    let core = Arc::clone(&app.core);
+    let view = to_the_end(async move { core.resume(&name).await }).await?;
+    Ok(tagged(StatusCode::OK, view))
+}
+
 /// Removes a machine.
 #[utoipa::path(delete, path = "/v1/machines/{name}", tag = "machines", params(("name" = String, Path), Removal),
     responses((status = 200, body = Removed), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody), (status = 409, body = ErrorBody)))]

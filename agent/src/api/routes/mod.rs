@@ -29,6 +29,8 @@ pub fn all() -> Router<App> {
         .route("/v1/machines/{name}", get(machines::show).patch(machines::resize).delete(machines::remove))
         .route("/v1/machines/{name}/stop", post(machines::stop))
         .route("/v1/machines/{name}/start", post(machines::start))
+        .route("/v1/machines/{name}/pause", post(machines::pause))
+        .route("/v1/machines/{name}/resume", post(machines::resume))
         .route("/v1/machines/{name}/logs", get(streams::logs))
         .route("/v1/machines/{name}/exec", post(streams::exec))
         .route("/v1/machines/{name}/console", post(streams::console))

@@ -208,6 +208,14 @@ impl Core for FakeCore {
         Box::pin(async { self.change(name, |view| view.state = MachineState::Running) })
     }
 
+    fn pause<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView> {
+        Box::pin(async { self.change(name, |view| view.state = MachineState::Paused) })
+    }
+
+    fn resume<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView> {
+        Box::pin(async { self.change(name, |view| view.state = MachineState::Running) })
+    }
+
     fn remove<'a>(&'a self, name: &'a str, purge: bool, force: bool) -> Reply<'a, Removed> {
         Box::pin(async move {
             if self.find(name)?.state == MachineState::Running && !force {

@@ -119,6 +119,10 @@ async fn a_machine_from_run_to_rm() {
     let stopped =
         server.send("POST /v1/machines/db/stop", &json!({ "timeout_sec": 5, "force": false })).await;
     assert_eq!(stopped.json()["state"], "stopped");
+    let paused = server.send("POST /v1/machines/db/pause", &Value::Null).await;
+    assert_eq!(paused.json()["state"], "paused");
+    let resumed = server.send("POST /v1/machines/db/resume", &Value::Null).await;
+    assert_eq!(resumed.json()["state"], "running");
     let started = server.send("POST /v1/machines/db/start", &Value::Null).await;
     assert_eq!((started.status, &started.json()["state"]), (200, &json!("running")));
     assert_eq!(server.ask("DELETE /v1/machines/db", "", b"").await.error(), (409, "machine-running".into()));
@@ -207,6 +211,8 @@ async fn who_may_only_look_is_refused_before_anything_happens() {
         ("DELETE /v1/machines/web?force=true", true),
         ("POST /v1/machines/web/stop", true),
         ("POST /v1/machines/web/start", true),
+        ("POST /v1/machines/web/pause", true),
+        ("POST /v1/machines/web/resume", true),
         ("POST /v1/machines/web/exec", true),
         ("POST /v1/machines/web/console", true),
         ("PUT /v1/images/a", true),

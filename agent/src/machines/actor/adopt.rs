@@ -29,7 +29,7 @@ impl Actor {
             }
         }
         if let Some((live, notices)) = adopted
-            && matches!(decision.life, Life::Running | Life::Stopping)
+            && decision.life.has_monitor()
         {
             self.adopt(live, notices).await;
         }
@@ -54,7 +54,8 @@ impl Actor {
             return (Found::Nothing(self.core.launcher.how_it_ended(name).await), None);
         };
         match greet(launched).await {
-            Ok((live, notices, Phase::Running | Phase::Paused)) => (Found::Alive, Some((live, notices))),
+            Ok((live, notices, Phase::Running)) => (Found::Alive, Some((live, notices))),
+            Ok((live, notices, Phase::Paused)) => (Found::Still, Some((live, notices))),
             Ok((live, _, Phase::Ended)) => {
                 let exit = live.monitor.status().await.ok().and_then(|status| status.exit);
                 let end = match exit {
