@@ -9,7 +9,7 @@
 //! - [`control`]: the control socket, by which everything (descriptors too) reaches the monitor
 //! - [`monitor`]: carries commands out, keeps the phase
 //! - [`machine`]: memory, controllers, devices and vCPUs put together
-//! - [`memory`], [`devices`], [`notices`]: its parts
+//! - [`memory`], [`hotmem`], [`devices`], [`notices`]: its parts
 //! - [`vcpu`], [`gate`]: vCPU threads and how they stop and start
 //! - [`vcpus`], [`cpu_hotplug`]: vCPUs that come and go
 //! - [`device_thread`]: the loop that devices run in
@@ -28,6 +28,7 @@ pub mod cpu_hotplug;
 pub mod device_thread;
 pub mod devices;
 pub mod gate;
+pub mod hotmem;
 pub mod machine;
 pub mod memory;
 pub mod monitor;

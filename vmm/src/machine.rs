@@ -7,6 +7,8 @@
 //!
 //! Everything comes from a [`Definition`]: nothing is opened here. The caller keeps the phases in order (`crate::control::phase`).
 
+mod elastic;
+
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -206,10 +208,7 @@ impl Machine {
         crate::vcpu::install_kick_handler().map_err(host("install a signal handler"))?;
         let kvm_system = open_kvm(definition.kvm)?;
         let vm = Arc::new(kvm_system.create_vm().map_err(kvm("create a machine"))?);
-        let ranges = layout::ram_ranges(definition.memory_bytes);
-        let guest_memory = memory::create(&ranges)?;
-        memory::register(&vm, &guest_memory)?;
-        let memory: Memory = GuestMemoryAtomic::new(guest_memory);
+        let memory = boot_memory(&vm, definition.memory_bytes)?;
         irq::create_controllers(&vm).map_err(kvm("create interrupt controllers"))?;
         let images = BootImages {
             kernel: definition.kernel,
@@ -224,7 +223,10 @@ impl Machine {
             elastic: definition.cpus_elastic,
         };
         let entry = images.load(&memory, shape)?;
-        let devices = DeviceSet::new(definition.devices).map_err(MachineError::Device)?;
+        let parts = elastic::Parts { kvm: &kvm_system, vm: &vm, memory: &memory, notices: &notices };
+        let (boot, most) = (definition.memory_bytes, definition.memory_max_bytes);
+        let elastic = parts.devices(boot, most - boot, definition.balloon)?;
+        let devices = DeviceSet::new(definition.devices, elastic).map_err(MachineError::Device)?;
         let epoll = Arc::new(Epoll::new().map_err(host("make an epoll descriptor"))?);
         let pci = build_pci(&vm, &memory, &devices, &epoll, &notices)?;
         let serial_interrupt = eventfd()?;
@@ -308,6 +310,7 @@ impl Machine {
         self.hold()?;
         self.shared.bus.pci.reset();
         self.shared.bus.power.reset();
+        self.devices.withdraw_memory().map_err(|e| MachineError::Device(e.to_string()))?;
         memory::discard(&self.memory.memory()).map_err(host("drop guest memory"))?;
         // What was asked for holds from here on, whether the guest had answered or not.
         self.shared.bus.cpus.adopt(self.shared.bus.cpus.census().target);
@@ -339,7 +342,9 @@ impl Machine {
 
     /// Memory now.
     pub fn memory_status(&self) -> MemoryStatus {
-        MemoryStatus { boot_bytes: self.images.memory_bytes, ..MemoryStatus::default() }
+        let mut status = MemoryStatus { boot_bytes: self.images.memory_bytes, ..MemoryStatus::default() };
+        self.devices.memory_status(&mut status);
+        status
     }
 
     /// Makes the threads of vCPUs `0..count`; the guest is not told.
@@ -385,10 +390,8 @@ impl Machine {
     /// # Errors
     /// [`MachineError::Impossible`].
     pub fn set_plugged(&self, bytes: u64) -> Result<MemoryStatus, MachineError> {
-        match bytes {
-            0 => Ok(self.memory_status()),
-            _ => Err(MachineError::Impossible(format!("{bytes} bytes; the machine has no pluggable memory"))),
-        }
+        self.devices.set_plugged(bytes).map_err(MachineError::Impossible)?;
+        Ok(self.memory_status())
     }
 
     /// Asks the guest to put this much into its balloon.
@@ -396,10 +399,14 @@ impl Machine {
     /// # Errors
     /// [`MachineError::Impossible`].
     pub fn set_balloon(&self, bytes: u64) -> Result<MemoryStatus, MachineError> {
-        match bytes {
-            0 => Ok(self.memory_status()),
-            _ => Err(MachineError::Impossible(format!("{bytes} bytes; the machine has no balloon"))),
+        let status = self.memory_status();
+        let has = status.boot_bytes + status.plugged_bytes;
+        if bytes >= has {
+            let message = format!("{bytes} bytes in the balloon; the guest has {has}");
+            return Err(MachineError::Impossible(message));
         }
+        self.devices.set_balloon(bytes).map_err(MachineError::Impossible)?;
+        Ok(self.memory_status())
     }
 
     /// The console's last output.
@@ -465,6 +472,12 @@ fn open_kvm(fd: OwnedFd) -> Result<Kvm, MachineError> {
         KVM_API_VERSION => Ok(system),
         other => Err(MachineError::NotKvm(other)),
     }
+}
+
+fn boot_memory(vm: &VmFd, bytes: u64) -> Result<Memory, MemoryError> {
+    let memory = memory::create(&layout::ram_ranges(bytes))?;
+    memory::register(vm, &memory)?;
+    Ok(GuestMemoryAtomic::new(memory))
 }
 
 fn build_pci(

@@ -42,9 +42,8 @@ pub enum MemoryError {
 }
 
 /// Maps `size` bytes, a multiple of [`ALIGNMENT`], at an aligned address.
-fn map_aligned(size: usize) -> io::Result<*mut u8> {
+fn map_aligned(size: usize, protection: libc::c_int) -> io::Result<*mut u8> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
     let length = size.checked_add(ALIGNMENT).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no existing memory.
     let base = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
@@ -77,7 +76,8 @@ pub fn create(ranges: &[(u64, u64)]) -> Result<GuestMemoryMmap, MemoryError> {
     let mut regions = Vec::with_capacity(ranges.len());
     for &(address, bytes) in ranges {
         let size = bytes as usize;
-        let pointer = map_aligned(size).map_err(|source| MemoryError::Map { bytes, source })?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let pointer = map_aligned(size, protection).map_err(|source| MemoryError::Map { bytes, source })?;
         let builder = MmapRegionBuilder::<()>::new(size)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
@@ -89,6 +89,15 @@ pub fn create(ranges: &[(u64, u64)]) -> Result<GuestMemoryMmap, MemoryError> {
         regions.push(region);
     }
     GuestMemoryMmap::from_regions(regions).map_err(|e| MemoryError::Build(e.to_string()))
+}
+
+/// Reserves aligned address space for `bytes` of memory, a multiple of [`ALIGNMENT`]: nobody can access it until it is opened. It
+/// is never unmapped.
+///
+/// # Errors
+/// When the host has none left.
+pub fn reserve(bytes: u64) -> Result<*mut u8, MemoryError> {
+    map_aligned(bytes as usize, libc::PROT_NONE).map_err(|source| MemoryError::Map { bytes, source })
 }
 
 /// Gives all of `memory` to the machine, one KVM slot per region.

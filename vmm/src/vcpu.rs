@@ -198,6 +198,10 @@ impl Vcpu {
             // A triple fault.
             Ok(VcpuExit::Shutdown) => PowerAction::Reset,
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => PowerAction::None,
+            // Newer kernels say where, older ones fail the call.
+            Ok(VcpuExit::MemoryFault { gpa, .. }) => {
+                return shared.halt(self.touched_unplugged(&format!(" at {gpa:#x}")));
+            }
             Ok(other) => {
                 let message = format!("vCPU {} stopped with {other:?}", self.id);
                 return shared.halt(Halt::Crash(message));
@@ -212,11 +216,17 @@ impl Vcpu {
         }
     }
 
+    /// KVM cannot reach what the guest has accessed, which is so with closed memory only (`crate::hotmem`).
+    fn touched_unplugged(&self, place: &str) -> Halt {
+        Halt::Crash(format!("the guest touched memory that it had unplugged{place} (vCPU {})", self.id))
+    }
+
     fn interrupted(&mut self, shared: &Shared, error: kvm_ioctls::Error) {
         match error.errno() {
             // Cleared before the gate is looked at: a kick that comes in between sets it again.
             libc::EINTR => self.fd.set_kvm_immediate_exit(0),
             libc::EAGAIN => {}
+            libc::EFAULT => shared.halt(self.touched_unplugged("")),
             _ => shared.halt(Halt::Crash(format!("vCPU {} cannot run: {error}", self.id))),
         }
     }

@@ -165,7 +165,7 @@ fn identity(kind: DeviceKind) -> Identity {
     let class = match kind {
         DeviceKind::Net => 0x02_0000,
         DeviceKind::Block => 0x01_8000,
-        DeviceKind::Rng | DeviceKind::Vsock => 0xff_0000,
+        DeviceKind::Rng | DeviceKind::Balloon | DeviceKind::Vsock | DeviceKind::Mem => 0xff_0000,
     };
     Identity {
         vendor: VENDOR_VIRTIO,

@@ -155,6 +155,11 @@ impl Chain {
         }
     }
 
+    /// Address and length of each buffer of one half, unchecked.
+    pub fn ranges(&self, half: Half) -> impl Iterator<Item = (GuestAddress, u32)> + '_ {
+        self.half(half).0.iter().map(|segment| (segment.addr, segment.len))
+    }
+
     /// Calls `visit` with address, length and position (from `offset` on, 0 first) of each piece of `offset..offset+len`.
     fn pieces(
         &self,

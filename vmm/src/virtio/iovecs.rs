@@ -2,7 +2,10 @@
 
 use std::ptr::copy_nonoverlapping;
 
-/// A list of pieces of guest memory. Whoever fills it keeps the guest memory map alive for as long as the list is used.
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
+
+/// A list of pieces of guest memory. Whoever fills it keeps the guest memory map alive for as long as the list is used,
+/// and asks [`IoVecs::lie_in`] before bytes are copied after the map may have changed.
 #[derive(Default)]
 pub struct IoVecs(Vec<libc::iovec>);
 
@@ -32,6 +35,17 @@ impl IoVecs {
     /// Whether every piece begins and ends at a multiple of `align` (a power of two).
     pub fn aligned(&self, align: usize) -> bool {
         self.0.iter().all(|piece| (piece.iov_base.addr() | piece.iov_len) & (align - 1) == 0)
+    }
+
+    /// Whether every piece lies in what `memory` maps. A piece was looked up in a map that may be older.
+    pub fn lie_in(&self, memory: &GuestMemoryMmap) -> bool {
+        self.0.iter().all(|piece| {
+            let (start, end) = (piece.iov_base.addr(), piece.iov_base.addr().saturating_add(piece.iov_len));
+            memory.iter().any(|region| {
+                let first = region.as_ptr().addr();
+                first <= start && end <= first + region.size()
+            })
+        })
     }
 
     /// Drops the first `count` bytes.

@@ -13,9 +13,11 @@
 //! The guest is hostile: a device never panics, never loops without a bound over what the guest controls, and answers a
 //! broken rule with [`Interrupt::needs_reset`].
 
+pub mod balloon;
 pub mod block;
 mod chain;
 mod iovecs;
+pub mod mem;
 pub mod net;
 pub mod rng;
 mod served;
@@ -74,8 +76,12 @@ pub enum DeviceKind {
     Block = 2,
     /// Entropy source.
     Rng = 4,
+    /// Memory balloon.
+    Balloon = 5,
     /// Socket device.
     Vsock = 19,
+    /// Memory device.
+    Mem = 24,
 }
 
 /// How a device reaches its driver. Calls are cheap and may come from any thread.
@@ -86,6 +92,14 @@ pub trait Interrupt: Send + Sync {
     fn config(&self);
     /// The driver broke a rule: sets DEVICE_NEEDS_RESET, interrupts, and reports `reason` to whoever runs the machine.
     fn needs_reset(&self, reason: &str);
+}
+
+/// How devices that give and take memory reach whoever runs the machine. Calls are cheap and may come from any thread.
+pub trait MemoryReport: Send + Sync {
+    /// The guest has more or less memory than before, or a driver came or went.
+    fn memory_changed(&self);
+    /// Nobody can say any more what memory the guest has: the machine must end.
+    fn memory_lost(&self, reason: &str);
 }
 
 /// One device's door to the epoll descriptor of the device thread.
@@ -171,7 +185,7 @@ pub enum ActivateError {
 pub trait VirtioDevice: Send {
     /// Which device it is.
     fn kind(&self) -> DeviceKind;
-    /// Name in events and logs: `block0`, `net0`, `vsock`, `rng`.
+    /// Name in events and logs: `block0`, `net0`, `vsock`, `rng`, `mem`, `balloon`.
     fn name(&self) -> &str;
     /// Feature bits offered, without those of the transport (VIRTIO_F_VERSION_1 is added there; VIRTIO_F_RING_EVENT_IDX is the
     /// device's choice and set on the queues by the transport when negotiated).

@@ -9,7 +9,9 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::{Epoll, EpollEvent};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, ActiveQueue, Interrupt, Memory, VIRTIO_F_RING_EVENT_IDX, VirtioDevice, Watcher};
+use super::{
+    Activation, ActiveQueue, Interrupt, Memory, MemoryReport, VIRTIO_F_RING_EVENT_IDX, VirtioDevice, Watcher,
+};
 
 const RING_SPACE: u64 = 0x1_0000;
 const DATA_START: u64 = 0x10_0000;
@@ -197,7 +199,7 @@ impl Driver {
 /// Records what the device said to its driver.
 #[derive(Default)]
 pub struct FakeInterrupt {
-    queues: [AtomicU32; 4],
+    queues: [AtomicU32; 5],
     configs: AtomicU32,
     broken: Mutex<Option<String>>,
 }
@@ -230,6 +232,29 @@ impl Interrupt for FakeInterrupt {
 
     fn needs_reset(&self, reason: &str) {
         *self.broken.lock().unwrap() = Some(reason.to_owned());
+    }
+}
+
+/// Counts what devices say of memory.
+#[derive(Default)]
+pub struct FakeReport {
+    changes: AtomicU32,
+}
+
+impl FakeReport {
+    /// Changes reported.
+    pub fn changes(&self) -> u32 {
+        self.changes.load(Ordering::Relaxed)
+    }
+}
+
+impl MemoryReport for FakeReport {
+    fn memory_changed(&self) {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn memory_lost(&self, reason: &str) {
+        panic!("{reason}");
     }
 }
 

@@ -49,6 +49,16 @@ impl Template {
     }
 }
 
+/// Bits of a guest physical address, by what KVM supports; the least that a processor in 64-bit mode has if it does not say.
+///
+/// # Errors
+/// What KVM_GET_SUPPORTED_CPUID says.
+pub fn physical_address_bits(kvm: &Kvm) -> Result<u32, kvm_ioctls::Error> {
+    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    let leaf = supported.as_slice().iter().find(|entry| entry.function == 0x8000_0008);
+    Ok(leaf.map_or(36, |entry| (entry.eax & 0xff).clamp(36, 52)))
+}
+
 fn adjust(entry: &mut kvm_cpuid_entry2, id: u32, cpus: u32) {
     let bits = id_bits(cpus);
     match (entry.function, entry.index) {

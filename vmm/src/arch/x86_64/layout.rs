@@ -9,7 +9,13 @@
 //! 0xe000_0000  PCI ECAM, one bus
 //! 0xfec0_0000  IOAPIC, 0xfee0_0000 LAPIC, 0xfffb_c000 KVM's own pages (Intel)
 //! 0x1_0000_0000 the rest of memory
+//!     …        memory that can be plugged in (virtio-mem), at a multiple of the guest's memory blocks
 //! ```
+//!
+//! Pluggable memory is announced by its device only. In the memory map it would be there from the start; and an ACPI SRAT, which other
+//! monitors give for it, makes Linux reserve 64 MiB of bounce buffers for a 32-bit DMA that no device here does. Linux leaves room
+//! for it without: with address space randomisation its direct map has 10 TiB to spare for hot-plugged memory
+//! (`CONFIG_RANDOMIZE_MEMORY_PHYSICAL_PADDING`).
 
 /// One mebibyte.
 pub const MIB: u64 = 1 << 20;
@@ -88,6 +94,20 @@ pub fn ram_ranges(memory_bytes: u64) -> Vec<(u64, u64)> {
     }
 }
 
+/// Size of Linux's memory blocks, by which it adds memory: 128 MiB, and up to 2 GiB in guests of 64 GiB and more
+/// (`probe_memory_block_size` in arch/x86/mm/init_64.c).
+fn memory_block(ram_end: u64) -> u64 {
+    if ram_end < 64 * GIB { 128 * MIB } else { 2 * GIB }
+}
+
+/// Where up to `pluggable_bytes` lie that a machine with `memory_bytes` can get while it runs: (guest address, size). It begins and
+/// ends with a memory block of the guest, for of one that is cut the guest could use nothing.
+pub fn pluggable_range(memory_bytes: u64, pluggable_bytes: u64) -> (u64, u64) {
+    let ram_end = ram_ranges(memory_bytes).last().map_or(0, |(start, size)| start + size);
+    let block = memory_block(ram_end);
+    (ram_end.max(HOLE_END).next_multiple_of(block), pluggable_bytes.next_multiple_of(block))
+}
+
 /// End of the memory below the hole.
 pub fn low_ram_end(memory_bytes: u64) -> u64 {
     memory_bytes.min(HOLE_START)
@@ -105,6 +125,20 @@ mod tests {
             for (start, size) in ranges {
                 assert!(start + size <= HOLE_START || start >= HOLE_END);
             }
+        }
+    }
+
+    #[test]
+    fn pluggable_memory_lies_above_all_else_in_whole_memory_blocks() {
+        for (boot, more, start, size) in [
+            (64 * MIB, 2 * MIB, HOLE_END, 128 * MIB),
+            (3 * GIB, 256 * MIB, HOLE_END, 256 * MIB),
+            (3 * GIB + 2 * MIB, GIB, HOLE_END + 128 * MIB, GIB),
+            (62 * GIB, 130 * MIB, 63 * GIB, 256 * MIB),
+            (63 * GIB, 130 * MIB, 64 * GIB, 2 * GIB),
+            (64 * GIB, 3 * GIB, 66 * GIB, 4 * GIB),
+        ] {
+            assert_eq!(pluggable_range(boot, more), (start, size), "{boot} {more}");
         }
     }
 }

@@ -44,6 +44,7 @@ pub struct Job {
     /// Writes are durable before they are acknowledged.
     pub write_through: bool,
     /// The map that addresses were looked up in.
+    #[expect(dead_code, reason = "keeps what the kernel reads and writes mapped")]
     pub memory: Arc<GuestMemoryMmap>,
 }
 
@@ -198,12 +199,18 @@ impl Engine {
         self.ring.submission().is_empty()
     }
 
-    /// Takes what has completed, at most as much as was in flight, and calls `finish` for each job that is over.
-    pub fn reap(&mut self, backend: &Backend, mut finish: impl FnMut(Finished)) {
+    /// Takes what has completed, at most as much as was in flight, and calls `finish` for each job that is over. `memory` is the map of
+    /// now: a request whose memory the guest has unplugged meanwhile fails with EFAULT, as the kernel makes it fail by itself.
+    pub fn reap(&mut self, backend: &Backend, memory: &GuestMemoryMmap, mut finish: impl FnMut(Finished)) {
         for _ in 0..self.slots.len() {
             let Some(entry) = self.ring.completion().next() else { break };
             let index = entry.user_data() as u16;
             let Some(slot) = self.slots.get_mut(usize::from(index)) else { continue };
+            // Bounced bytes are copied here and not in the kernel.
+            if slot.bounce.is_some() && !slot.pieces.lie_in(memory) {
+                self.release(index, libc::EFAULT, &mut finish);
+                continue;
+            }
             match slot.complete(entry.result(), backend) {
                 Step::Again => self.queue(index),
                 Step::Over(errno) => self.release(index, errno, &mut finish),

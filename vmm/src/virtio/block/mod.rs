@@ -204,14 +204,15 @@ impl Block {
     fn finish(&mut self, running: &mut Running) -> Result<(), ChainError> {
         let _ = self.engine.completed().read();
         let queue = &mut running.queue;
+        let memory = running.memory.memory();
         let (stats, mut outcome) = (&mut self.stats, Ok(()));
-        self.engine.reap(&self.backend, |finished| {
+        self.engine.reap(&self.backend, &memory, |finished| {
             if outcome.is_ok() {
-                outcome = answer(finished, queue, stats);
+                outcome = answer(finished, queue, &memory, stats);
             }
         });
         outcome?;
-        queue.signal(&running.memory.memory())
+        queue.signal(&memory)
     }
 
     fn work(&mut self, running: &mut Running, token: u32) -> Result<(), ChainError> {
@@ -235,8 +236,13 @@ impl Block {
     }
 }
 
-/// Gives one chain back.
-fn answer(finished: Finished, queue: &mut ServedQueue, stats: &mut DiskStats) -> Result<(), ChainError> {
+/// Gives one chain back. `memory` is the map of now: what was there when the request began may be unplugged.
+fn answer(
+    finished: Finished,
+    queue: &mut ServedQueue,
+    memory: &GuestMemoryMmap,
+    stats: &mut DiskStats,
+) -> Result<(), ChainError> {
     let Finished { job, errno } = finished;
     let (mut status, mut written) = (Status::Ok, 0);
     match (errno, job.request) {
@@ -259,8 +265,8 @@ fn answer(finished: Finished, queue: &mut ServedQueue, stats: &mut DiskStats) ->
         }
     }
     let outside = ChainError::Outside { addr: job.status.0, len: 1 };
-    job.memory.write_obj(status as u8, job.status).map_err(|_| outside)?;
-    queue.push(&job.memory, job.head, u32::try_from(written + 1).unwrap_or(u32::MAX))
+    memory.write_obj(status as u8, job.status).map_err(|_| outside)?;
+    queue.push(memory, job.head, u32::try_from(written + 1).unwrap_or(u32::MAX))
 }
 
 /// `struct virtio_blk_config` of 5.2.4.
