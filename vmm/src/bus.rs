@@ -1,7 +1,8 @@
 //! Where accesses of the guest outside of its memory go: I/O ports and memory-mapped registers.
 //!
 //! ```text
-//! port 0x3f8..0x400 console · 0x600..0x608 power · 0x640..0x688 vCPUs · 0x64, 0xcf9 reset by other means
+//! port 0x3f8..0x400 console · 0x600..0x608 power · 0x640..0x688 vCPUs · 0x6a0..0x6ac PCI slots
+//! ports 0x64, 0xcf9 reset by other means
 //! ports 0xcf8..0xd00 and ECAM ─▶ PCI configuration · BAR window ─▶ PCI functions
 //! ```
 //!
@@ -13,7 +14,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::arch::x86_64::layout;
 use crate::console::Console;
 use crate::cpu_hotplug::{self, CpuHotplug};
-use crate::pci::PciBus;
+use crate::notices::Notices;
+use crate::pci::{PciBus, hotplug};
 use crate::power::{self, PowerAction, PowerRegisters};
 
 /// Keyboard controller's command port, and the command that pulses the reset line.
@@ -31,6 +33,7 @@ const PCI_ENABLE: u32 = 1 << 31;
 const SERIAL_END: u16 = layout::SERIAL_PORT + 8;
 const POWER_END: u16 = layout::POWER_PORT + power::LENGTH;
 const CPU_END: u16 = layout::CPU_PORT + cpu_hotplug::LENGTH;
+const SLOT_END: u16 = layout::SLOT_PORT + hotplug::LENGTH;
 
 /// See the module.
 pub struct Bus {
@@ -44,6 +47,8 @@ pub struct Bus {
     pub pci: PciBus,
     /// Address register of configuration mechanism 1.
     pub pci_address: AtomicU32,
+    /// To the main thread.
+    pub notices: Arc<Notices>,
 }
 
 impl Bus {
@@ -58,6 +63,9 @@ impl Bus {
                 }
             }
             layout::CPU_PORT..CPU_END => self.cpus.write(port - layout::CPU_PORT, data),
+            layout::SLOT_PORT..SLOT_END if self.pci.write_slots(port - layout::SLOT_PORT, data) => {
+                self.notices.devices_changed();
+            }
             I8042_COMMAND if data.first() == Some(&I8042_RESET) => return PowerAction::Reset,
             RESET_CONTROL if data.first().is_some_and(|v| v & RESET_CONTROL_CPU != 0) => {
                 return PowerAction::Reset;
@@ -99,6 +107,7 @@ impl Bus {
                 }
             }
             layout::CPU_PORT..CPU_END => self.cpus.read(port - layout::CPU_PORT, data),
+            layout::SLOT_PORT..SLOT_END => self.pci.read_slots(port - layout::SLOT_PORT, data),
             PCI_ADDRESS if data.len() == 4 => {
                 data.copy_from_slice(&self.pci_address.load(Ordering::Acquire).to_le_bytes());
             }

@@ -1,11 +1,13 @@
 //! The device thread: one epoll loop over the console and all virtio devices.
 //!
-//! An event's 64 bits are the device's number and its own token ([`Watcher`]). The loop blocks until something happens; it has a
+//! An event's 64 bits are the device's number in the [`Table`] and its own token ([`Watcher`]). The loop blocks until something happens; it has a
 //! time-out only while console output waits for its stream.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -33,15 +35,39 @@ pub struct DeviceThread {
     thread: Option<JoinHandle<()>>,
 }
 
-/// The devices, by their number.
-pub type Devices = Vec<Arc<Mutex<dyn VirtioDevice>>>;
+type Device = Arc<Mutex<dyn VirtioDevice>>;
+
+/// The devices that the thread serves, by number. Numbers are not used again: an event of a device that has gone reaches nobody.
+#[derive(Default)]
+pub struct Table {
+    devices: RwLock<BTreeMap<u32, Device>>,
+    next: AtomicU32,
+}
+
+impl Table {
+    /// Adds a device; `None` when the numbers are used up.
+    pub fn add(&self, device: Device) -> Option<u32> {
+        let taken = self.next.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_add(1)).ok()?;
+        self.devices.write().unwrap_or_else(PoisonError::into_inner).insert(taken, device);
+        Some(taken)
+    }
+
+    /// Removes a device, which may be served for the last time right now.
+    pub fn remove(&self, number: u32) {
+        self.devices.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    }
+
+    fn get(&self, number: u32) -> Option<Device> {
+        self.devices.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+    }
+}
 
 impl DeviceThread {
-    /// Starts it. Devices get their [`Watcher`]s for `epoll` by their place in `devices`.
+    /// Starts it. Devices get their [`Watcher`]s for `epoll` by their number in `devices`.
     ///
     /// # Errors
     /// When there are no more descriptors or threads.
-    pub fn start(epoll: Arc<Epoll>, devices: Devices, console: Arc<Console>) -> io::Result<Self> {
+    pub fn start(epoll: Arc<Epoll>, devices: Arc<Table>, console: Arc<Console>) -> io::Result<Self> {
         let exit = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
         let own = Watcher::new(epoll.clone(), OWN);
         own.add(exit.as_raw_fd(), TOKEN_EXIT, EventSet::IN)?;
@@ -89,7 +115,7 @@ impl Drop for DeviceThread {
 struct Loop {
     epoll: Arc<Epoll>,
     own: Watcher,
-    devices: Devices,
+    devices: Arc<Table>,
     console: Arc<Console>,
     timeout: Option<Duration>,
 }
@@ -114,7 +140,7 @@ impl Loop {
                         return;
                     }
                     self.own_event(token);
-                } else if let Some(device) = self.devices.get(device as usize) {
+                } else if let Some(device) = self.devices.get(device) {
                     let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
                     device.on_event(token, event.event_set());
                 }

@@ -1,13 +1,15 @@
-//! Makes the virtio devices of a machine from its definition, in PCI order: disks, nics, vsock, rng, mem, balloon.
+//! Makes the virtio devices of a machine from its definition, in PCI order: disks, nics, vsock, rng, mem, balloon. Disks and nics
+//! also come and go while it runs.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::control::definition::Devices;
+use crate::control::definition::{Devices, Disk, Nic};
 use crate::control::wire::MemoryStatus;
 use crate::hotmem::Refused;
 use crate::virtio::balloon::Balloon;
-use crate::virtio::block::Block;
+use crate::virtio::block::{self, Block, BlockError, Engine};
 use crate::virtio::mem::MemDevice;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
@@ -24,6 +26,8 @@ pub struct MemoryDevices {
     /// Inflates and deflates.
     pub balloon: Option<Balloon>,
 }
+/// Rings made at the start for disks to come, at most: they cannot be made later (see `crate::sandbox`).
+const SPARE_RINGS: u8 = 4;
 
 /// The devices of a machine.
 pub struct DeviceSet {
@@ -31,6 +35,12 @@ pub struct DeviceSet {
     vsock: Option<Arc<Mutex<Vsock>>>,
     mem: Option<Arc<Mutex<MemDevice>>>,
     balloon: Option<Arc<Mutex<Balloon>>>,
+    disks: BTreeMap<String, Arc<Mutex<Block>>>,
+    /// Numbers of the next disk and nic. Names are not used again, so that an event is never about another device.
+    next: (u32, u32),
+    spares: Vec<Engine>,
+    /// Why there are none.
+    no_spares: Option<String>,
 }
 
 fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -43,31 +53,36 @@ impl DeviceSet {
     /// # Errors
     /// A sentence with the device's name.
     pub fn new(devices: Devices, memory: MemoryDevices) -> Result<Self, String> {
-        let mut all: Vec<Shared> = Vec::new();
-        for (number, disk) in devices.disks.into_iter().enumerate() {
-            let name = format!("block{number}");
+        let mut set = Self {
+            all: Vec::new(),
+            vsock: None,
+            mem: memory.mem.map(|device| Arc::new(Mutex::new(device))),
+            balloon: memory.balloon.map(|device| Arc::new(Mutex::new(device))),
+            disks: BTreeMap::new(),
+            next: (0, 0),
+            spares: Vec::new(),
+            no_spares: None,
+        };
+        for disk in devices.disks {
+            let name = set.next_disk();
             let block = Block::new(&name, disk.file.into(), disk.read_only, &disk.serial);
-            all.push(Arc::new(Mutex::new(block.map_err(|e| e.to_string())?)));
+            set.keep_disk(name, block.map_err(|e| e.to_string())?);
         }
-        for (number, nic) in devices.nics.into_iter().enumerate() {
-            let net = Net::new(&format!("net{number}"), nic.tap, nic.mac, nic.mtu);
-            all.push(Arc::new(Mutex::new(net.map_err(|e| e.to_string())?)));
+        for nic in devices.nics {
+            set.add_nic(nic)?;
         }
-        let mut vsock = None;
         if let Some(definition) = devices.vsock {
             let device = Vsock::new(definition.cid, definition.listener).map_err(|e| e.to_string())?;
             let device = Arc::new(Mutex::new(device));
-            all.push(device.clone());
-            vsock = Some(device);
+            set.all.push(device.clone());
+            set.vsock = Some(device);
         }
         if devices.rng {
-            all.push(Arc::new(Mutex::new(Rng::new())));
+            set.all.push(Arc::new(Mutex::new(Rng::new())));
         }
-        let mem = memory.mem.map(|device| Arc::new(Mutex::new(device)));
-        all.extend(mem.iter().map(|device| device.clone() as Shared));
-        let balloon = memory.balloon.map(|device| Arc::new(Mutex::new(device)));
-        all.extend(balloon.iter().map(|device| device.clone() as Shared));
-        Ok(Self { all, vsock, mem, balloon })
+        set.all.extend(set.mem.iter().map(|device| device.clone() as Shared));
+        set.all.extend(set.balloon.iter().map(|device| device.clone() as Shared));
+        Ok(set)
     }
 
     /// Fills in what the memory devices know.
@@ -124,7 +139,77 @@ impl DeviceSet {
         self.mem.as_ref().map_or(Ok(()), |mem| lock(mem).withdraw())
     }
 
-    /// All of them, by number.
+    /// Prepares for disks that come when nothing but reading and writing is possible any more, into so many slots. A kernel that
+    /// gives no rings is no reason not to start: whoever attaches a disk is told.
+    pub fn prepare(&mut self, slots: u8) {
+        for _ in 0..slots.min(SPARE_RINGS) {
+            match block::spare_ring() {
+                Ok(ring) => self.spares.push(ring),
+                Err(error) => self.no_spares = Some(error.to_string()),
+            }
+        }
+    }
+
+    fn next_disk(&mut self) -> String {
+        self.next.0 += 1;
+        format!("block{}", self.next.0 - 1)
+    }
+
+    fn keep_disk(&mut self, name: String, block: Block) -> Shared {
+        let device = Arc::new(Mutex::new(block));
+        self.all.push(device.clone());
+        self.disks.insert(name, device.clone());
+        device
+    }
+
+    /// Makes one more disk; see [`DeviceSet::prepare`].
+    ///
+    /// # Errors
+    /// A sentence with its name.
+    pub fn add_disk(&mut self, disk: Disk) -> Result<Shared, String> {
+        let name = self.next_disk();
+        let block =
+            Block::with_spare(&name, disk.file.into(), disk.read_only, &disk.serial, &mut self.spares);
+        match (block, &self.no_spares) {
+            (Ok(block), _) => Ok(self.keep_disk(name, block)),
+            (Err(error @ BlockError::NoSpare { .. }), Some(reason)) => {
+                Err(format!("{error} (at the start the kernel refused one: {reason})"))
+            }
+            (Err(error), _) => Err(error.to_string()),
+        }
+    }
+
+    /// Makes one more nic.
+    ///
+    /// # Errors
+    /// A sentence with its name.
+    pub fn add_nic(&mut self, nic: Nic) -> Result<Shared, String> {
+        let name = format!("net{}", self.next.1);
+        let net = Net::new(&name, nic.tap, nic.mac, nic.mtu).map_err(|e| e.to_string())?;
+        self.next.1 += 1;
+        let device: Shared = Arc::new(Mutex::new(net));
+        self.all.push(device.clone());
+        Ok(device)
+    }
+
+    /// Ends a device that nobody reaches any more, and closes its descriptors.
+    pub fn remove(&mut self, name: &str) {
+        if let Some(disk) = self.disks.remove(name) {
+            self.spares.extend(lock(&disk).close());
+        }
+        self.all.retain(|device| lock(device).name() != name);
+    }
+
+    /// Looks how large a disk's file is now, and tells the guest when it has grown. Returns the size in bytes.
+    ///
+    /// # Errors
+    /// A sentence; the disk is as it was then.
+    pub fn grow_disk(&self, name: &str) -> Result<u64, String> {
+        let disk = self.disks.get(name).ok_or_else(|| format!("there is no disk {name}"))?;
+        lock(disk).grow().map_err(|e| e.to_string())
+    }
+
+    /// All of them, in the order in which they came.
     pub fn all(&self) -> Vec<Shared> {
         self.all.clone()
     }

@@ -36,6 +36,7 @@ pub mod notices;
 pub mod pci;
 pub mod power;
 pub mod sandbox;
+pub mod slots;
 pub mod vcpu;
 pub mod vcpus;
 pub mod virtio;

@@ -12,34 +12,33 @@ mod elastic;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use kvm_ioctls::{Kvm, NoDatamatch, VmFd};
+use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryError};
 use vmm_sys_util::epoll::Epoll;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::acpi_cpus::CpuShape;
 use crate::arch::x86_64::image::{self, ImageError};
-use crate::arch::x86_64::irq::{self, ControllerState, Message, Router};
+use crate::arch::x86_64::irq::{self, ControllerState};
 use crate::arch::x86_64::{acpi, layout, params, regs};
 use crate::bus::Bus;
 use crate::console::Console;
-use crate::control::definition::Definition;
+use crate::control::definition::{Definition, Devices, Disk, Nic};
 use crate::control::wire::{CpuStatus, MemoryStatus, Stats};
 use crate::cpu_hotplug::{self, CpuHotplug};
 use crate::device_thread::DeviceThread;
-use crate::devices::DeviceSet;
+use crate::devices::{DeviceSet, MemoryDevices};
 use crate::gate::{Gate, Wish};
 use crate::memory::{self, MemoryError};
 use crate::notices::Notices;
-use crate::pci::virtio::{FunctionParts, Host, VectorHost, VirtioFunction, vectors_of};
-use crate::pci::{HostBridge, PciBus, PciFunction};
 use crate::power::{self, PowerRegisters};
+use crate::slots::{self, Slots};
 use crate::vcpu::{Kicker, Shared};
 use crate::vcpus::Vcpus;
-use crate::virtio::{DeviceStats, Memory, Watcher};
+use crate::virtio::{DeviceStats, Memory, VirtioDevice};
 
 /// How long vCPU threads may take to stop or to be reset. They need microseconds, unless the host is badly overloaded.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
@@ -104,6 +103,7 @@ struct BootImages {
     memory_bytes: u64,
     /// The number of vCPUs can change.
     elastic: bool,
+    hot_slots: u32,
 }
 
 impl BootImages {
@@ -118,65 +118,8 @@ impl BootImages {
             .transpose()?;
         params::write(&memory, self.memory_bytes, &kernel, initrd, &self.cmdline)?;
         regs::write_boot_tables(&memory)?;
-        acpi::write(&memory, cpus)?;
+        acpi::write(&memory, cpus, self.hot_slots)?;
         Ok(kernel.entry)
-    }
-}
-
-/// KVM's side of the virtio functions.
-struct KvmHost {
-    vm: Arc<VmFd>,
-    notices: Arc<Notices>,
-}
-
-impl Host for KvmHost {
-    fn connect_notify(&self, fd: &EventFd, address: u64) -> io::Result<()> {
-        let address = kvm_ioctls::IoEventAddress::Mmio(address);
-        self.vm
-            .register_ioevent(fd, &address, NoDatamatch)
-            .map_err(|e| io::Error::from_raw_os_error(e.errno()))
-    }
-
-    fn disconnect_notify(&self, fd: &EventFd, address: u64) {
-        // It was registered so; if KVM thinks otherwise there is nothing left to undo.
-        let _ = self.vm.unregister_ioevent(fd, &kvm_ioctls::IoEventAddress::Mmio(address), NoDatamatch);
-    }
-
-    fn device_needs_reset(&self, device: &str, reason: &str) {
-        self.notices.complain(device, reason);
-    }
-}
-
-/// The vectors of one device: a GSI and an eventfd each.
-struct KvmVectors {
-    router: Arc<Router>,
-    vectors: Vec<(u32, EventFd)>,
-}
-
-impl KvmVectors {
-    fn new(router: Arc<Router>, count: u16) -> Result<Self, MachineError> {
-        let mut vectors = Vec::with_capacity(usize::from(count));
-        for _ in 0..count {
-            let gsi = router
-                .allocate()
-                .ok_or_else(|| MachineError::Device(format!("more than {} interrupts", irq::MAX_MSI)))?;
-            vectors.push((gsi, eventfd()?));
-        }
-        Ok(Self { router, vectors })
-    }
-}
-
-impl VectorHost for KvmVectors {
-    fn route(&self, vector: u16, message: Message) -> bool {
-        let Some((gsi, fd)) = self.vectors.get(usize::from(vector)) else { return false };
-        self.router.route(*gsi, message, fd).is_ok()
-    }
-
-    fn fire(&self, vector: u16) {
-        if let Some((_, fd)) = self.vectors.get(usize::from(vector)) {
-            // A full counter means that KVM has not yet taken the last one: the guest is interrupted anyhow.
-            let _ = fd.write(1);
-        }
     }
 }
 
@@ -195,6 +138,7 @@ pub struct Machine {
     /// Guest code has run since the start or the last restart.
     ran: AtomicBool,
     devices: DeviceSet,
+    slots: Slots,
     device_thread: DeviceThread,
     stopped: bool,
 }
@@ -206,32 +150,29 @@ impl Machine {
     /// When KVM, the host, an image or a device refuses; nothing is left then but memory mappings.
     pub fn start(definition: Definition, notices: Arc<Notices>) -> Result<Self, MachineError> {
         crate::vcpu::install_kick_handler().map_err(host("install a signal handler"))?;
+        let shape = boot_shape(&definition);
         let kvm_system = open_kvm(definition.kvm)?;
         let vm = Arc::new(kvm_system.create_vm().map_err(kvm("create a machine"))?);
         let memory = boot_memory(&vm, definition.memory_bytes)?;
         irq::create_controllers(&vm).map_err(kvm("create interrupt controllers"))?;
+        let parts = elastic::Parts { kvm: &kvm_system, vm: &vm, memory: &memory, notices: &notices };
+        let (boot, most) = (definition.memory_bytes, definition.memory_max_bytes);
+        let elastic = parts.devices(boot, most - boot, definition.balloon)?;
+        let devices = make_devices(definition.devices, elastic, definition.hotplug_slots)?;
+        let hot_slots = slots::hot_mask(&devices.all(), definition.hotplug_slots);
         let images = BootImages {
             kernel: definition.kernel,
             initrd: definition.initrd,
             cmdline: definition.cmdline,
             memory_bytes: definition.memory_bytes,
             elastic: definition.cpus_elastic,
-        };
-        let shape = CpuShape {
-            present: definition.cpus,
-            possible: definition.cpus_max,
-            elastic: definition.cpus_elastic,
+            hot_slots,
         };
         let entry = images.load(&memory, shape)?;
-        let parts = elastic::Parts { kvm: &kvm_system, vm: &vm, memory: &memory, notices: &notices };
-        let (boot, most) = (definition.memory_bytes, definition.memory_max_bytes);
-        let elastic = parts.devices(boot, most - boot, definition.balloon)?;
-        let devices = DeviceSet::new(definition.devices, elastic).map_err(MachineError::Device)?;
         let epoll = Arc::new(Epoll::new().map_err(host("make an epoll descriptor"))?);
-        let pci = build_pci(&vm, &memory, &devices, &epoll, &notices)?;
-        let serial_interrupt = eventfd()?;
-        vm.register_irqfd(&serial_interrupt, layout::SERIAL_IRQ).map_err(kvm("connect an interrupt"))?;
-        let console = Console::new(serial_interrupt, definition.console).map_err(host("make an eventfd"))?;
+        let mut slots = Slots::new(&vm, memory.clone(), epoll.clone(), &notices);
+        let pci = slots.bus(devices.all(), hot_slots)?;
+        let console = serial_console(&vm, definition.console)?;
         let (gate, kicker) = (Arc::new(Gate::default()), Arc::new(Kicker::default()));
         let power = Arc::new(PowerRegisters::new(event_line(vm.clone())));
         let parts = cpu_hotplug::Parts {
@@ -241,13 +182,14 @@ impl Machine {
             notices: notices.clone(),
         };
         let bus = Bus {
-            console: Arc::new(console),
+            console,
             power,
-            cpus: CpuHotplug::new(parts, definition.cpus, definition.cpus_max),
+            cpus: CpuHotplug::new(parts, shape.present, shape.possible),
             pci,
             pci_address: AtomicU32::new(0),
+            notices: notices.clone(),
         };
-        let device_thread = DeviceThread::start(epoll, devices.all(), bus.console.clone())
+        let device_thread = DeviceThread::start(epoll, slots.table(), bus.console.clone())
             .map_err(host("start the device thread"))?;
         let shared = Arc::new(Shared {
             gate,
@@ -269,10 +211,11 @@ impl Machine {
             vcpus,
             ran: AtomicBool::new(false),
             devices,
+            slots,
             device_thread,
             stopped: false,
         };
-        machine.vcpus.prepare(definition.cpus)?;
+        machine.vcpus.prepare(shape.present)?;
         machine.apply_reset_state()?;
         Ok(machine)
     }
@@ -302,12 +245,14 @@ impl Machine {
         if self.shared.gate.settled_within(SETTLE_LIMIT) { Ok(()) } else { Err(MachineError::Stuck) }
     }
 
-    /// Brings the machine back to the state before its first instruction; [`Machine::run`] starts it again.
+    /// Brings the machine back to the state before its first instruction; [`Machine::run`] starts it again. Devices that were
+    /// attached stay, those that were asked to go are gone: what is to be told to [`Machine::collect`].
     ///
     /// # Errors
     /// When the images cannot be read any more, or KVM refuses.
     pub fn restart(&self) -> Result<(), MachineError> {
         self.hold()?;
+        self.shared.bus.pci.eject_asked();
         self.shared.bus.pci.reset();
         self.shared.bus.power.reset();
         self.devices.withdraw_memory().map_err(|e| MachineError::Device(e.to_string()))?;
@@ -380,7 +325,7 @@ impl Machine {
             self.shared.bus.cpus.aim(count);
         } else {
             self.shared.bus.cpus.adopt(count);
-            acpi::write(&self.memory.memory(), self.cpu_shape())?;
+            acpi::write(&self.memory.memory(), self.cpu_shape(), self.images.hot_slots)?;
         }
         Ok(self.cpu_status())
     }
@@ -407,6 +352,51 @@ impl Machine {
         }
         self.devices.set_balloon(bytes).map_err(MachineError::Impossible)?;
         Ok(self.memory_status())
+    }
+
+    fn attach(&mut self, device: Arc<Mutex<dyn VirtioDevice>>) -> Result<String, MachineError> {
+        let name = device.lock().unwrap_or_else(PoisonError::into_inner).name().to_owned();
+        if let Err(error) = self.slots.attach(&self.shared.bus.pci, device) {
+            self.devices.remove(&name);
+            return Err(error);
+        }
+        self.shared.bus.power.raise(power::EVENT_SLOTS);
+        Ok(name)
+    }
+
+    /// Plugs a disk in; returns its name.
+    ///
+    /// # Errors
+    /// When it cannot be a disk, or there is no slot or no ring for it.
+    pub fn attach_disk(&mut self, disk: Disk) -> Result<String, MachineError> {
+        let device = self.devices.add_disk(disk).map_err(MachineError::Device)?;
+        self.attach(device)
+    }
+
+    /// Plugs a nic in; returns its name.
+    ///
+    /// # Errors
+    /// When it cannot be a nic, or there is no slot for it.
+    pub fn attach_nic(&mut self, nic: Nic) -> Result<String, MachineError> {
+        let device = self.devices.add_nic(nic).map_err(MachineError::Device)?;
+        self.attach(device)
+    }
+
+    /// Asks the guest to let a device go, again if need be.
+    ///
+    /// # Errors
+    /// [`MachineError::Impossible`].
+    pub fn detach(&self, name: &str) -> Result<(), MachineError> {
+        self.slots.ask(&self.shared.bus.pci, name)?;
+        self.shared.bus.power.raise(power::EVENT_SLOTS);
+        Ok(())
+    }
+
+    /// Ends the devices that the guest has let go; returns their names.
+    pub fn collect(&mut self) -> Vec<String> {
+        let gone = self.slots.collect(&self.shared.bus.pci);
+        gone.iter().for_each(|name| self.devices.remove(name));
+        gone
     }
 
     /// The console's last output.
@@ -474,34 +464,24 @@ fn open_kvm(fd: OwnedFd) -> Result<Kvm, MachineError> {
     }
 }
 
+fn boot_shape(definition: &Definition) -> CpuShape {
+    CpuShape { present: definition.cpus, possible: definition.cpus_max, elastic: definition.cpus_elastic }
+}
+
 fn boot_memory(vm: &VmFd, bytes: u64) -> Result<Memory, MemoryError> {
     let memory = memory::create(&layout::ram_ranges(bytes))?;
     memory::register(vm, &memory)?;
     Ok(GuestMemoryAtomic::new(memory))
 }
 
-fn build_pci(
-    vm: &Arc<VmFd>,
-    memory: &Memory,
-    devices: &DeviceSet,
-    epoll: &Arc<Epoll>,
-    notices: &Arc<Notices>,
-) -> Result<PciBus, MachineError> {
-    let router = Arc::new(Router::new(vm.clone()));
-    let host: Arc<dyn Host> = Arc::new(KvmHost { vm: vm.clone(), notices: notices.clone() });
-    let mut functions: Vec<Box<dyn PciFunction>> = vec![Box::new(HostBridge::default())];
-    for (number, device) in devices.all().into_iter().enumerate() {
-        let queues = device.lock().unwrap_or_else(std::sync::PoisonError::into_inner).queue_sizes().len();
-        let vectors = Box::new(KvmVectors::new(router.clone(), vectors_of(queues))?);
-        let parts = FunctionParts {
-            device: device as Arc<Mutex<dyn crate::virtio::VirtioDevice>>,
-            memory: memory.clone(),
-            watcher: Watcher::new(epoll.clone(), number as u32),
-            host: host.clone(),
-            vectors,
-            bar: PciBus::initial_bar(functions.len()) as u32,
-        };
-        functions.push(Box::new(VirtioFunction::new(parts)));
-    }
-    Ok(PciBus::new(functions))
+fn make_devices(devices: Devices, elastic: MemoryDevices, slots: u8) -> Result<DeviceSet, MachineError> {
+    let mut devices = DeviceSet::new(devices, elastic).map_err(MachineError::Device)?;
+    devices.prepare(slots);
+    Ok(devices)
+}
+
+fn serial_console(vm: &VmFd, stream: Option<OwnedFd>) -> Result<Arc<Console>, MachineError> {
+    let interrupt = eventfd()?;
+    vm.register_irqfd(&interrupt, layout::SERIAL_IRQ).map_err(kvm("connect an interrupt"))?;
+    Console::new(interrupt, stream).map(Arc::new).map_err(host("make an eventfd"))
 }

@@ -11,10 +11,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use crate::arch::x86_64::image::ImageError;
-use crate::control::definition::{Definition, Fds, Kind};
+use crate::control::definition::{Definition, Disk, Fds, Kind, Nic};
 use crate::control::phase;
 use crate::control::wire::{
-    Answer, Command, Event, ExitReason, OLDEST_VERSION, OnReboot, Phase, Refusal, Stats, Status, VERSION,
+    Answer, Command, DiskConfig, Event, ExitReason, NicConfig, OLDEST_VERSION, OnReboot, Phase, Refusal,
+    Stats, Status, VERSION,
 };
 use crate::machine::{Machine, MachineError};
 use crate::notices::{Halt, Notices, Taken};
@@ -167,6 +168,13 @@ impl Monitor {
             Command::SetCpus { count } => Answer::Cpus(self.machine()?.set_cpus(count)?),
             Command::SetPlugged { bytes } => Answer::Memory(self.machine()?.set_plugged(bytes)?),
             Command::SetBalloon { bytes } => Answer::Memory(self.machine()?.set_balloon(bytes)?),
+            Command::AttachDisk(config) => self.attach_disk(&config, &mut fds)?,
+            Command::AttachNic(config) => self.attach_nic(&config, &mut fds)?,
+            Command::Detach { device } => {
+                self.machine()?.detach(&device)?;
+                Answer::Done {}
+            }
+            Command::GrowDisk { device } => self.grow_disk(&device)?,
             Command::VsockListen { port, fd } => {
                 let socket = fds.take("vsock listener", fd, Kind::Socket)?;
                 self.listen(port, socket)?;
@@ -190,6 +198,31 @@ impl Monitor {
 
     fn machine(&self) -> Result<&Machine, Refusal> {
         self.machine.as_ref().ok_or_else(|| refusal("wrong-phase", "there is no machine"))
+    }
+
+    fn machine_mut(&mut self) -> Result<&mut Machine, Refusal> {
+        self.machine.as_mut().ok_or_else(|| refusal("wrong-phase", "there is no machine"))
+    }
+
+    fn attach_disk(&mut self, config: &DiskConfig, fds: &mut Fds) -> Result<Answer, Refusal> {
+        let disk = Disk::take("disk", config, fds)?;
+        Ok(Answer::Attached { device: self.machine_mut()?.attach_disk(disk)? })
+    }
+
+    fn attach_nic(&mut self, config: &NicConfig, fds: &mut Fds) -> Result<Answer, Refusal> {
+        let nic = Nic::take("nic", config, fds)?;
+        Ok(Answer::Attached { device: self.machine_mut()?.attach_nic(nic)? })
+    }
+
+    fn grow_disk(&self, device: &str) -> Result<Answer, Refusal> {
+        let grown = self.machine()?.devices().grow_disk(device);
+        Ok(Answer::DiskSize { bytes: grown.map_err(|e| refusal("device", e))? })
+    }
+
+    /// Ends the devices that the guest has let go, and tells.
+    fn collect(&mut self) {
+        let gone = self.machine.as_mut().map(Machine::collect).unwrap_or_default();
+        self.events.extend(gone.into_iter().map(|device| Event::DeviceDetached { device }));
     }
 
     fn hello(&self) -> Answer {
@@ -271,10 +304,13 @@ impl Monitor {
 
     /// Does what vCPUs and devices have asked for.
     pub fn on_notices(&mut self) {
-        let Taken { halt, complaints, cpus, memory } = self.notices.take();
+        let Taken { halt, complaints, cpus, memory, devices } = self.notices.take();
         if let Some(machine) = &self.machine {
             self.events.extend(cpus.then(|| Event::CpusChanged(machine.cpu_status())));
             self.events.extend(memory.then(|| Event::MemoryChanged(machine.memory_status())));
+        }
+        if devices {
+            self.collect();
         }
         for complaint in complaints {
             self.events.push(Event::DeviceNeedsReset { device: complaint.device, reason: complaint.reason });
@@ -292,18 +328,21 @@ impl Monitor {
     }
 
     fn reboot(&mut self) {
-        let Some(machine) = &self.machine else { return };
-        match machine.restart() {
-            Ok(()) => {
+        match self.machine.as_ref().map(Machine::restart) {
+            None => {}
+            Some(Ok(())) => {
                 self.reboots += 1;
+                self.collect();
                 self.events.push(Event::Rebooted {});
                 // What happened while the vCPUs were being stopped belongs to the life before.
                 let _ = self.notices.take();
-                if self.phase == Phase::Running {
+                if let (Phase::Running, Some(machine)) = (self.phase, &self.machine) {
                     machine.run();
                 }
             }
-            Err(error) => self.end(ExitReason::Crash { message: format!("cannot reboot: {error}") }),
+            Some(Err(error)) => {
+                self.end(ExitReason::Crash { message: format!("cannot reboot: {error}") });
+            }
         }
     }
 }

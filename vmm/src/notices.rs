@@ -37,6 +37,7 @@ struct State {
     complaints: VecDeque<Complaint>,
     cpus: bool,
     memory: bool,
+    devices: bool,
 }
 
 /// What [`Notices::take`] fetches.
@@ -50,6 +51,8 @@ pub struct Taken {
     pub cpus: bool,
     /// Memory was plugged, unplugged, inflated or deflated, or a driver came or went.
     pub memory: bool,
+    /// The guest has ejected a device.
+    pub devices: bool,
 }
 
 /// See the module.
@@ -121,6 +124,14 @@ impl Notices {
         }
     }
 
+    /// Reports that the guest has ejected a device; likewise.
+    pub fn devices_changed(&self) {
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.devices, true) {
+            self.signal();
+        }
+    }
+
     /// Fetches all that there is.
     pub fn take(&self) -> Taken {
         // Cleared first: what comes later signals again.
@@ -131,6 +142,7 @@ impl Notices {
             complaints: state.complaints.drain(..).collect(),
             cpus: std::mem::take(&mut state.cpus),
             memory: std::mem::take(&mut state.memory),
+            devices: std::mem::take(&mut state.devices),
         }
     }
 }

@@ -6,7 +6,7 @@
 //! +0  SLEEP_CONTROL  write: bit 5 SLP_EN, bits 2..4 SLP_TYP (5 = off)
 //! +1  SLEEP_STATUS   reads 0; the wake bit is ignored
 //! +2  RESET          write 1
-//! +4  EVENTS         read and clear: bit 0 power button, bit 1 vCPUs; others are kept for hot-plug
+//! +4  EVENTS         read and clear: bit 0 power button, bit 1 vCPUs, bit 2 PCI slots
 //! ```
 //!
 //! The interrupt of the event device is a level: high from the first event until the guest has read EVENTS. An edge would be lost
@@ -32,6 +32,8 @@ pub const SLEEP_TYPE_OFF: u8 = 5;
 pub const EVENT_POWER_BUTTON: u8 = 1;
 /// EVENTS: vCPUs were plugged in or are asked back (see `crate::cpu_hotplug`).
 pub const EVENT_CPUS: u8 = 2;
+/// EVENTS: a PCI slot has got a device, or its device shall go (see `crate::pci::hotplug`).
+pub const EVENT_SLOTS: u8 = 4;
 
 const SLEEP_ENABLE: u8 = 1 << 5;
 

@@ -8,7 +8,7 @@
 //! `socketpair` makes Unix sockets only, and `ioctl` has the types of KVM, tap and terminal, and block devices.
 //!
 //! io_uring could go around the filter; its rings are restricted to what disks need when they are made (`virtio::block`), and no
-//! new one can be made. seccomp(2), first in Linux 3.17; synchronising threads too.
+//! new one can be made. Of `io_uring_register` only the exchange of files is allowed, by which a ring made in advance gets a disk. seccomp(2), first in Linux 3.17; synchronising threads too.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,8 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch,
 };
+
+use crate::virtio::block::REGISTER_FILES_UPDATE;
 
 /// System calls that any argument may be given to.
 const ALLOWED: &[i64] = &[
@@ -133,6 +135,8 @@ fn program(extra: Extra) -> Result<BpfProgram, SandboxError> {
     rules.insert(libc::SYS_clone, vec![only_if(0, a_thread, THREAD_FLAGS)?]);
     rules.insert(libc::SYS_prctl, vec![only_if(0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64)?]);
     rules.insert(libc::SYS_socketpair, vec![only_if(0, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?]);
+    let exchange = u64::from(REGISTER_FILES_UPDATE);
+    rules.insert(libc::SYS_io_uring_register, vec![only_if(1, SeccompCmpOp::Eq, exchange)?]);
     let types: Result<Vec<_>, _> =
         IOCTL_TYPES.iter().map(|&kind| only_if(1, SeccompCmpOp::MaskedEq(IOCTL_TYPE_MASK), kind)).collect();
     rules.insert(libc::SYS_ioctl, types?);
@@ -163,6 +167,11 @@ mod tests {
     use nix::unistd::{ForkResult, fork};
     use std::os::fd::AsRawFd;
 
+    /// Whether the filter has refused the last call.
+    fn denied() -> bool {
+        std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+    }
+
     /// Each attempt, whether it worked, and whether it must still work.
     #[allow(clippy::multiple_unsafe_ops_per_block, reason = "one harmless system call per line")]
     fn attempts(tap: i32) -> Vec<(&'static str, bool, bool)> {
@@ -184,6 +193,16 @@ mod tests {
                 ("clone3", libc::syscall(libc::SYS_clone3, [0u64; 8].as_ptr(), 64) >= 0, false),
                 ("dumpable", libc::prctl(libc::PR_SET_DUMPABLE, 1) == 0, false),
                 ("ring", libc::syscall(libc::SYS_io_uring_setup, 8, std::ptr::null::<u8>()) >= 0, false),
+                (
+                    "ring set-up",
+                    libc::syscall(libc::SYS_io_uring_register, -1, 2, 0, 0) < 0 && denied(),
+                    true,
+                ),
+                (
+                    "ring's files",
+                    libc::syscall(libc::SYS_io_uring_register, -1, 6, 0, 0) < 0 && denied(),
+                    false,
+                ),
                 ("limits", libc::setpriority(libc::PRIO_PROCESS, 0, 0) == 0, false),
                 ("unlink", libc::unlink(c"/nonexistent-lathe".as_ptr()) == 0, false),
                 (

@@ -79,6 +79,7 @@ fn define(kernel: &[u8], on_reboot: OnReboot, cpus: u32) -> Option<(Monitor, Uni
         memory_bytes: 64 << 20,
         memory_max_bytes: None,
         balloon: false,
+        hotplug_slots: 0,
         kernel: 1,
         initrd: None,
         cmdline: "hello".to_owned(),

@@ -169,6 +169,7 @@ async fn define(
         cpus_max: None,
         memory_max_bytes: None,
         balloon: false,
+        hotplug_slots: 0,
         memory_bytes: record.desired.memory_bytes,
         kernel,
         initrd,

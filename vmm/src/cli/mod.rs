@@ -32,8 +32,11 @@ enum Verb {
 struct AskOptions {
     /// The control socket
     control: String,
-    /// The command as JSON, such as {"status":{}} or {"power_button":{}}
+    /// The command as JSON, such as {"status":{}} or {"attach_disk":{"fd":0}}
     command: String,
+    /// Opens this and sends it along, for the command to name by its place from 0; may be repeated
+    #[arg(long = "fd", value_name = "FILE[,ro]|tap:NAME")]
+    fds: Vec<String>,
 }
 
 #[derive(Args)]
@@ -72,6 +75,9 @@ struct RunOptions {
     /// With a balloon, through which the guest also reports free pages
     #[arg(long)]
     balloon: bool,
+    /// PCI slots for disks and nics that are attached while it runs, 0 to 16
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    hotplug_slots: u8,
     /// Kernel command line
     #[arg(long, default_value = "console=ttyS0 quiet", value_name = "TEXT")]
     cmdline: String,

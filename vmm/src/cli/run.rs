@@ -32,7 +32,8 @@ impl Handed {
     }
 }
 
-fn open(what: &str, path: &str, write: bool) -> Result<File, Failure> {
+/// Opens a file, or says what is wrong with it.
+pub fn open(what: &str, path: &str, write: bool) -> Result<File, Failure> {
     OpenOptions::new().read(true).write(write).open(path).map_err(|error| {
         let failure = Failure::new("cannot-open", format!("{what} {path}: {error}"));
         match (error.kind(), path) {
@@ -64,7 +65,8 @@ fn parse_amount(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-fn open_tap(name: &str) -> Result<File, Failure> {
+/// Opens a queue of an existing tap.
+pub fn open_tap(name: &str) -> Result<File, Failure> {
     let failed = |error: io::Error| {
         Failure::new("tap", format!("{name}: {error}")).fix(format!(
             "sudo ip tuntap add {name} mode tap vnet_hdr user $USER && sudo ip link set {name} up"
@@ -176,6 +178,7 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         memory_bytes,
         memory_max_bytes,
         balloon: options.balloon,
+        hotplug_slots: options.hotplug_slots,
         kernel,
         initrd,
         cmdline: options.cmdline.clone(),

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 
-use super::wire::{FdIndex, MachineConfig, OnReboot, Refusal};
+use super::wire::{DiskConfig, FdIndex, MachineConfig, NicConfig, OnReboot, Refusal};
 use crate::arch::x86_64::layout::{CMDLINE_MAX, MIB};
 use crate::pci::SLOTS;
 
@@ -21,6 +21,9 @@ pub const MAX_MEMORY: u64 = 16 << 40;
 pub const MEMORY_STEP: u64 = 2 * MIB;
 /// A disk's serial in bytes, at most (virtio 1.2, section 5.2.6).
 pub const SERIAL_MAX: usize = 20;
+
+/// PCI slots for devices that come while the machine runs, at most.
+pub const MAX_HOTPLUG_SLOTS: u8 = 16;
 
 /// A disk with its descriptor.
 #[derive(Debug)]
@@ -83,6 +86,8 @@ pub struct Definition {
     pub memory_max_bytes: u64,
     /// With a virtio-balloon device.
     pub balloon: bool,
+    /// PCI slots for disks and nics to come.
+    pub hotplug_slots: u8,
     /// Kernel image.
     pub kernel: File,
     /// Initial RAM disk.
@@ -217,43 +222,62 @@ fn check_numbers(config: &MachineConfig) -> Result<(), Refusal> {
         + usize::from(config.rng)
         + usize::from(config.balloon)
         + usize::from(most > memory);
-    if devices >= SLOTS {
-        return Err(bad_config(format!("{devices} devices; at most {} are possible", SLOTS - 1)));
+    let slots = config.hotplug_slots;
+    if slots > MAX_HOTPLUG_SLOTS {
+        return Err(bad_config(format!("{slots} slots for later; 0 to {MAX_HOTPLUG_SLOTS} are possible")));
+    }
+    if devices + usize::from(slots) >= SLOTS {
+        let most = SLOTS - 1;
+        return Err(bad_config(format!(
+            "{devices} devices and {slots} slots for later; at most {most} together are possible"
+        )));
     }
     Ok(())
 }
 
-fn take_disks(config: &MachineConfig, fds: &mut Fds) -> Result<Vec<Disk>, Refusal> {
-    let mut disks = Vec::with_capacity(config.disks.len());
-    for (number, disk) in config.disks.iter().enumerate() {
-        let what = format!("disk {number}");
-        if disk.serial.len() > SERIAL_MAX || !disk.serial.bytes().all(|b| b.is_ascii_graphic()) {
+impl Disk {
+    /// Takes one disk's descriptor and checks everything; `what` names it in errors.
+    ///
+    /// # Errors
+    /// `bad-config` or `bad-descriptor`.
+    pub fn take(what: &str, config: &DiskConfig, fds: &mut Fds) -> Result<Self, Refusal> {
+        if config.serial.len() > SERIAL_MAX || !config.serial.bytes().all(|b| b.is_ascii_graphic()) {
             return Err(bad_config(format!(
                 "{what}: serial {:?}; at most {SERIAL_MAX} printable ASCII bytes are possible",
-                disk.serial
+                config.serial
             )));
         }
-        let file = File::from(fds.take(&what, disk.fd, Kind::Storage)?);
-        check_access(&what, &file, !disk.read_only)?;
-        disks.push(Disk { file, read_only: disk.read_only, serial: disk.serial.clone() });
+        let file = File::from(fds.take(what, config.fd, Kind::Storage)?);
+        check_access(what, &file, !config.read_only)?;
+        Ok(Self { file, read_only: config.read_only, serial: config.serial.clone() })
     }
-    Ok(disks)
+}
+
+impl Nic {
+    /// Takes one nic's descriptor and checks everything; `what` names it in errors.
+    ///
+    /// # Errors
+    /// `bad-config` or `bad-descriptor`.
+    pub fn take(what: &str, config: &NicConfig, fds: &mut Fds) -> Result<Self, Refusal> {
+        if config.mac[0] & 1 != 0 || config.mac == [0; 6] {
+            return Err(bad_config(format!("{what}: {:02x?} is no unicast address", config.mac)));
+        }
+        if config.mtu.is_some_and(|mtu| mtu < 68) {
+            return Err(bad_config(format!("{what}: MTU {:?}; 68 to 65535 are possible", config.mtu)));
+        }
+        let tap = fds.take(what, config.tap, Kind::CharDevice)?;
+        Ok(Self { tap, mac: config.mac, mtu: config.mtu })
+    }
+}
+
+fn take_disks(config: &MachineConfig, fds: &mut Fds) -> Result<Vec<Disk>, Refusal> {
+    let numbered = config.disks.iter().enumerate();
+    numbered.map(|(number, disk)| Disk::take(&format!("disk {number}"), disk, fds)).collect()
 }
 
 fn take_nics(config: &MachineConfig, fds: &mut Fds) -> Result<Vec<Nic>, Refusal> {
-    let mut nics = Vec::with_capacity(config.nics.len());
-    for (number, nic) in config.nics.iter().enumerate() {
-        let what = format!("nic {number}");
-        if nic.mac[0] & 1 != 0 || nic.mac == [0; 6] {
-            return Err(bad_config(format!("{what}: {:02x?} is no unicast address", nic.mac)));
-        }
-        if nic.mtu.is_some_and(|mtu| mtu < 68) {
-            return Err(bad_config(format!("{what}: MTU {:?}; 68 to 65535 are possible", nic.mtu)));
-        }
-        let tap = fds.take(&what, nic.tap, Kind::CharDevice)?;
-        nics.push(Nic { tap, mac: nic.mac, mtu: nic.mtu });
-    }
-    Ok(nics)
+    let numbered = config.nics.iter().enumerate();
+    numbered.map(|(number, nic)| Nic::take(&format!("nic {number}"), nic, fds)).collect()
 }
 
 impl Definition {
@@ -304,6 +328,7 @@ impl Definition {
             memory_bytes: config.memory_bytes,
             memory_max_bytes: config.memory_max_bytes.unwrap_or(config.memory_bytes),
             balloon: config.balloon,
+            hotplug_slots: config.hotplug_slots,
             kernel,
             initrd,
             cmdline: config.cmdline.clone(),
@@ -331,6 +356,7 @@ mod tests {
             memory_bytes: MIN_MEMORY,
             memory_max_bytes: None,
             balloon: false,
+            hotplug_slots: 0,
             kernel: 1,
             initrd: None,
             cmdline: String::new(),

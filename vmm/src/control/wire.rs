@@ -18,7 +18,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The protocol version that this build speaks. 2 added [`Command::PrepareCpus`], [`Command::SetCpus`], [`Command::SetPlugged`],
-/// [`Command::SetBalloon`], their answers and events, and the dormant parts of [`MachineConfig`].
+/// [`Command::SetBalloon`], [`Command::AttachDisk`], [`Command::AttachNic`], [`Command::Detach`], [`Command::GrowDisk`], their answers and events, and the dormant parts of [`MachineConfig`].
 pub const VERSION: u32 = 2;
 /// Oldest protocol version that this build still understands.
 pub const OLDEST_VERSION: u32 = 1;
@@ -111,6 +111,24 @@ pub enum Command {
         /// Bytes, a multiple of 4 KiB, less than the memory that the guest has.
         bytes: u64,
     },
+    /// Plugs a disk in. Answers with [`Answer::Attached`]; the guest finds it on its own. As many as there are slots
+    /// ([`MachineConfig::hotplug_slots`]), and at most 4 more disks than at the start. `Ready`, `Running`, `Paused`. Since version 2.
+    AttachDisk(DiskConfig),
+    /// Plugs a network device in. As [`Command::AttachDisk`] otherwise.
+    AttachNic(NicConfig),
+    /// Asks the guest to let a disk or a nic go, also one from the start, if the machine has slots. It may refuse or never
+    /// answer; asking again repeats the request. [`Event::DeviceDetached`] tells when it has; a reboot lets go at once. `Ready`, `Running`,
+    /// `Paused`. Since version 2.
+    Detach {
+        /// `block0`, `net0`, …
+        device: String,
+    },
+    /// Looks how large the file or block device of a disk is now, and tells the guest when it has grown. It never shrinks. Answers with
+    /// [`Answer::DiskSize`]. `Ready`, `Running`, `Paused`. Since version 2.
+    GrowDisk {
+        /// `block0`, …
+        device: String,
+    },
     /// Replaces where the console goes (a stream socket, pty or pipe). Any phase from `Defined` on. `None` only keeps the ring of
     /// the last output.
     ConsoleAttach {
@@ -147,6 +165,16 @@ pub enum Answer {
     Cpus(CpuStatus),
     /// To [`Command::SetPlugged`] and [`Command::SetBalloon`].
     Memory(MemoryStatus),
+    /// To [`Command::AttachDisk`] and [`Command::AttachNic`].
+    Attached {
+        /// Its name: `block` or `net` with a number that no other device of this machine had or will have.
+        device: String,
+    },
+    /// To [`Command::GrowDisk`].
+    DiskSize {
+        /// Bytes.
+        bytes: u64,
+    },
     /// To [`Command::Status`].
     Status(Status),
     /// To [`Command::Stats`].
@@ -213,6 +241,10 @@ pub struct MachineConfig {
     pub kernel: FdIndex,
     /// Initial RAM disk.
     pub initrd: Option<FdIndex>,
+    /// PCI slots for disks and nics that come while it runs, 0..=16; 31 together with all devices from the start. With any, disks
+    /// and nics from the start can go, too.
+    #[serde(default)]
+    pub hotplug_slots: u8,
     /// Kernel command line, at most 2047 bytes, without NUL.
     pub cmdline: String,
     /// 16550 at I/O port 0x3f8, IRQ 4: the stream that it speaks on.
@@ -305,6 +337,11 @@ pub enum Event {
     CpusChanged(CpuStatus),
     /// The guest has plugged, unplugged, inflated or deflated, or its driver came or went; at most a few per second. Since version 2.
     MemoryChanged(MemoryStatus),
+    /// The guest has let a device go: it is gone, its descriptors are closed. Since version 2.
+    DeviceDetached {
+        /// `block0`, `net0`, …
+        device: String,
+    },
     /// A device was stopped because its driver broke the rules; it waits for a reset by the guest.
     DeviceNeedsReset {
         /// `block0`, `net0`, `vsock`, …

@@ -22,6 +22,7 @@ use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::acpi_cpus::{CpuShape, Processors, madt_entries};
+use super::acpi_slots::{self, HotSlots};
 use super::layout;
 use crate::power;
 
@@ -35,18 +36,19 @@ const MADT_IOAPIC: u8 = 1;
 /// _OSC: of what the guest wants to control it gets the PCI Express capability structure only.
 const OSC_GRANTED: u8 = 0x10;
 
-/// Writes all tables into guest memory and returns how many bytes they take.
+/// Writes all tables into guest memory and returns how many bytes they take. `hot_slots` are the PCI slots whose device can come
+/// and go, bit n for slot n.
 ///
 /// # Errors
 /// When guest memory is smaller than the layout needs, which a validated configuration excludes.
-pub fn write(memory: &GuestMemoryMmap, cpus: CpuShape) -> Result<u64, GuestMemoryError> {
+pub fn write(memory: &GuestMemoryMmap, cpus: CpuShape, hot_slots: u32) -> Result<u64, GuestMemoryError> {
     let mut next = layout::ACPI_TABLES + 64;
     let mut place = |table: &[u8]| -> Result<u64, GuestMemoryError> {
         let address = next;
         next = (next + table.len() as u64 + 15) & !15;
         memory.write_slice(table, GuestAddress(address)).map(|()| address)
     };
-    let dsdt = place(dsdt(cpus).as_slice())?;
+    let dsdt = place(dsdt(cpus, hot_slots).as_slice())?;
     let fadt = place(&bytes(&fadt(dsdt)))?;
     let madt = place(madt(cpus).as_slice())?;
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE, OEM_REVISION);
@@ -97,10 +99,11 @@ fn madt(cpus: CpuShape) -> Sdt {
     madt
 }
 
-fn dsdt(cpus: CpuShape) -> Sdt {
+fn dsdt(cpus: CpuShape, hot_slots: u32) -> Sdt {
     let mut aml = Vec::new();
-    let (events, processors) = (EventDevice { cpus: cpus.elastic }, Processors { possible: cpus.possible });
-    let mut devices: Vec<&dyn Aml> = vec![&PowerButton, &events, &SerialPort, &PciRoot, &Motherboard];
+    let events = EventDevice { cpus: cpus.elastic, slots: hot_slots != 0 };
+    let (pci, processors) = (PciRoot { slots: HotSlots(hot_slots) }, Processors { possible: cpus.possible });
+    let mut devices: Vec<&dyn Aml> = vec![&PowerButton, &events, &SerialPort, &pci, &Motherboard];
     if cpus.elastic {
         devices.push(&processors);
     }
@@ -129,15 +132,21 @@ impl Aml for PowerButton {
 struct EventDevice {
     /// There are processor devices.
     cpus: bool,
+    /// There are PCI slots whose device can come and go.
+    slots: bool,
 }
 impl Aml for EventDevice {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
         let offset = layout::POWER_PORT + power::EVENTS;
-        let (button, scan) = (Path::new("\\_SB_.PWRB"), Path::new("\\_SB_.CPUS.SCAN"));
-        let (pressed, scan) = (Notify::new(&button, &0x80u8), MethodCall::new(scan, vec![]));
+        let (button, cpus) = (Path::new("\\_SB_.PWRB"), Path::new("\\_SB_.CPUS.SCAN"));
+        let (pressed, cpus) = (Notify::new(&button, &0x80u8), MethodCall::new(cpus, vec![]));
+        let slots = MethodCall::new(Path::new(acpi_slots::SCAN), vec![]);
         let mut handled = vec![Handled { event: power::EVENT_POWER_BUTTON, by: &pressed }];
         if self.cpus {
-            handled.push(Handled { event: power::EVENT_CPUS, by: &scan });
+            handled.push(Handled { event: power::EVENT_CPUS, by: &cpus });
+        }
+        if self.slots {
+            handled.push(Handled { event: power::EVENT_SLOTS, by: &slots });
         }
         let register = Path::new("EVTS");
         let fetch = Store::new(&Local(0), &register);
@@ -201,7 +210,9 @@ impl Aml for SerialPort {
 }
 
 /// The PCI Express root: one bus, the window that BARs lie in, and a plain answer to `_OSC` (PCI Firmware 3.3, section 4.5).
-struct PciRoot;
+struct PciRoot {
+    slots: HotSlots,
+}
 impl Aml for PciRoot {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
         let window = AddressSpace::new_memory(
@@ -242,6 +253,7 @@ impl Aml for PciRoot {
                         &Return::new(&Arg(3)),
                     ],
                 ),
+                &self.slots,
             ],
         )
         .to_aml_bytes(sink);
@@ -288,7 +300,7 @@ mod tests {
     #[test]
     fn every_table_can_be_reached_and_has_a_right_checksum() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        let size = write(&memory, ELASTIC).unwrap();
+        let size = write(&memory, ELASTIC, 0xfffe).unwrap();
         assert!(layout::ACPI_TABLES + size <= layout::ACPI_TABLES_END, "{size}");
         let mut rsdp = [0u8; 36];
         memory.read_slice(&mut rsdp, GuestAddress(layout::ACPI_TABLES)).unwrap();
@@ -312,13 +324,24 @@ mod tests {
     fn absent_vcpus_are_online_capable_and_each_has_a_device_where_their_number_can_change() {
         let flags = |shape| -> Vec<u8> { madt_entries(shape).chunks(8).map(|entry| entry[4]).collect() };
         let devices = |shape: CpuShape| {
-            dsdt(shape).as_slice().windows(8).filter(|bytes| bytes == b"ACPI0007").count() as u32
+            dsdt(shape, 0).as_slice().windows(8).filter(|bytes| bytes == b"ACPI0007").count() as u32
         };
         assert_eq!(flags(CpuShape { possible: 5, ..ELASTIC }), [1, 1, 1, 2, 2]);
         assert_eq!(devices(ELASTIC), 64);
         let fixed = CpuShape { present: 4, possible: 4, elastic: false };
         assert_eq!((flags(fixed), devices(fixed)), (vec![1; 4], 0));
-        let (small, large) = (dsdt(fixed).as_slice().len(), dsdt(ELASTIC).as_slice().len());
+        let (small, large) = (dsdt(fixed, 0).as_slice().len(), dsdt(ELASTIC, 0).as_slice().len());
         assert!(large - small <= 64 * 128, "{} bytes per vCPU", (large - small) / 64);
+    }
+
+    #[test]
+    fn slots_are_described_only_where_devices_can_come_and_go_and_cost_little() {
+        let (fixed, few, many) = (dsdt(ELASTIC, 0), dsdt(ELASTIC, 0x3), dsdt(ELASTIC, 0xffff_0000));
+        let ejects = |table: &Sdt| {
+            let total = table.as_slice().windows(4).filter(|name| name == b"_EJ0").count();
+            total - ELASTIC.possible as usize
+        };
+        assert_eq!((ejects(&fixed), ejects(&few), ejects(&many)), (0, 2, 16));
+        assert!((many.as_slice().len() - few.as_slice().len()) / 14 <= 80);
     }
 }

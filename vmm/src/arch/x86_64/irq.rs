@@ -67,6 +67,8 @@ pub struct Message {
 
 struct Routes {
     next: u32,
+    /// Given back, below `next`.
+    free: Vec<u32>,
     messages: BTreeMap<u32, Message>,
 }
 
@@ -79,12 +81,22 @@ pub struct Router {
 impl Router {
     /// For a machine whose controllers exist.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, routes: Mutex::new(Routes { next: layout::IOAPIC_PINS, messages: BTreeMap::new() }) }
+        Self {
+            vm,
+            routes: Mutex::new(Routes {
+                next: layout::IOAPIC_PINS,
+                free: Vec::new(),
+                messages: BTreeMap::new(),
+            }),
+        }
     }
 
-    /// A GSI of its own; `None` when all are taken. Never given back: devices live as long as the machine.
+    /// A GSI of its own, until [`Router::release`]; `None` when all are taken.
     pub fn allocate(&self) -> Option<u32> {
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gsi) = routes.free.pop() {
+            return Some(gsi);
+        }
         let gsi = routes.next;
         (gsi < layout::IOAPIC_PINS + MAX_MSI).then(|| {
             routes.next += 1;
@@ -106,6 +118,16 @@ impl Router {
                 self.vm.register_irqfd(fd, gsi)
             }
         }
+    }
+
+    /// Gives a GSI back. If it was connected, it was with `fd`, which is disconnected. KVM's table forgets it with the next change.
+    pub fn release(&self, gsi: u32, fd: &EventFd) {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        if routes.messages.remove(&gsi).is_some() {
+            // It was registered so; if KVM thinks otherwise there is nothing left to undo.
+            let _ = self.vm.unregister_irqfd(fd, gsi);
+        }
+        routes.free.push(gsi);
     }
 
     fn write(&self, messages: &BTreeMap<u32, Message>) -> Result<(), kvm_ioctls::Error> {

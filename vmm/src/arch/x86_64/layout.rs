@@ -82,6 +82,8 @@ pub const GED_IRQ: u32 = 5;
 pub const POWER_PORT: u16 = 0x600;
 /// First I/O port of the vCPU registers (see `crate::cpu_hotplug`).
 pub const CPU_PORT: u16 = 0x640;
+/// First I/O port of the slot registers (see `crate::pci::hotplug`).
+pub const SLOT_PORT: u16 = 0x6a0;
 /// Pins of KVM's IOAPIC; message-signalled interrupts have the GSIs from here on.
 pub const IOAPIC_PINS: u32 = 24;
 

@@ -29,6 +29,22 @@ pub enum BlockError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// All rings made for disks that come later are taken.
+    #[error("{device}: no ring is left for it: as many disks were attached as can be; detach one first")]
+    NoSpare {
+        /// Name of the device.
+        device: String,
+    },
+    /// Smaller than before.
+    #[error("{device}: its file has {now} bytes and the disk {before}; a disk never shrinks")]
+    Shrunk {
+        /// Name of the device.
+        device: String,
+        /// Size of the disk in bytes.
+        before: u64,
+        /// Size of the file in bytes.
+        now: u64,
+    },
     /// Neither a regular file nor a block device.
     #[error("{device}: the descriptor is neither a regular file nor a block device (mode {mode:#o})")]
     Kind {
@@ -112,7 +128,7 @@ impl Backend {
             libc::S_IFREG => {
                 let (memory_align, block_bytes) = if direct { direct_align(fd) } else { (1, 512) };
                 let physical_bytes = u32::try_from(stat.st_blksize).unwrap_or(4096);
-                let bytes = u64::try_from(stat.st_size).unwrap_or(0);
+                let bytes = file_bytes(&stat);
                 Self { file, bytes, block_bytes, physical_bytes, memory_align, is_device: false }
             }
             libc::S_IFBLK => {
@@ -157,6 +173,34 @@ impl Backend {
         Ok(self)
     }
 
+    /// Looks at the size again; says whether it has grown.
+    ///
+    /// # Errors
+    /// When it cannot be told, is smaller, or is not a whole number of blocks; nothing was changed then.
+    pub fn grow(&mut self, device: &str) -> Result<bool, BlockError> {
+        let failed = |call| {
+            let device = device.to_owned();
+            move |source: nix::Error| BlockError::Call { device, call, source: source.into() }
+        };
+        let now = if self.is_device {
+            let mut bytes = 0usize;
+            // SAFETY: the kernel writes one value of this type (u64, as usize is on x86_64) behind the pointer.
+            unsafe { blk_get_size64(self.fd(), &raw mut bytes) }.map_err(failed("BLKGETSIZE64"))?;
+            bytes as u64
+        } else {
+            file_bytes(&nix::sys::stat::fstat(&self.file).map_err(failed("fstat"))?)
+        };
+        let (device, before) = (device.to_owned(), self.bytes);
+        if !now.is_multiple_of(u64::from(self.block_bytes)) {
+            return Err(BlockError::Size { device, bytes: now, block: self.block_bytes });
+        }
+        if now < before {
+            return Err(BlockError::Shrunk { device, before, now });
+        }
+        self.bytes = now;
+        Ok(now > before)
+    }
+
     /// The descriptor.
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
@@ -171,6 +215,10 @@ impl Backend {
         // SAFETY: the kernel reads two u64 behind the pointer.
         unsafe { blk_discard(self.fd(), &raw const range) }.map(drop)
     }
+}
+
+fn file_bytes(stat: &libc::stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or(0)
 }
 
 /// Checks access mode and flags; tells whether O_DIRECT is set.

@@ -43,8 +43,7 @@ pub struct Job {
     pub request: Request,
     /// Writes are durable before they are acknowledged.
     pub write_through: bool,
-    /// The map that addresses were looked up in.
-    #[expect(dead_code, reason = "keeps what the kernel reads and writes mapped")]
+    /// The map that addresses were looked up in: keeps what the kernel reads and writes mapped.
     pub memory: Arc<GuestMemoryMmap>,
 }
 
@@ -94,8 +93,13 @@ enum Step {
 /// The disk's file in the ring's table.
 const FILE: types::Fixed = types::Fixed(0);
 
-/// The only operations that the ring accepts, on registered files only.
-fn restrictions() -> [Restriction; 8] {
+/// IORING_REGISTER_FILES_UPDATE of linux/io_uring.h.
+pub const REGISTER_FILES_UPDATE: u8 = 6;
+/// No file, in a table of files.
+const NO_FILE: RawFd = -1;
+
+/// The only operations that the ring accepts, on registered files only, and the only change that can be made to it.
+fn restrictions() -> [Restriction; 9] {
     let fixed_file = squeue::Flags::FIXED_FILE.bits();
     [
         Restriction::sqe_op(opcode::Readv::CODE),
@@ -104,14 +108,19 @@ fn restrictions() -> [Restriction; 8] {
         Restriction::sqe_op(opcode::Write::CODE),
         Restriction::sqe_op(opcode::Fsync::CODE),
         Restriction::sqe_op(opcode::Fallocate::CODE),
+        Restriction::register_op(REGISTER_FILES_UPDATE),
         Restriction::sqe_flags_allowed(fixed_file),
         Restriction::sqe_flags_required(fixed_file),
     ]
 }
 
 /// The ring and its slots.
+///
+/// No ring can be made once the process is filtered, so one for a disk to come is made before, without a file and slots:
+/// then it takes some memory of the kernel's and nearly none of ours. A disk that goes gives its ring back.
 pub struct Engine {
     ring: IoUring,
+    capacity: u16,
     slots: Vec<Slot>,
     free: Vec<u16>,
     completed: EventFd,
@@ -119,22 +128,43 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// For at most `capacity` requests at once, on the file `fd`. The ring can do nothing but what this module does, to no
+    /// For at most `capacity` requests at once, on no file yet. The ring can do nothing but what this module does, to no
     /// other file: io_uring is not subject to system call filters (io_uring_register(2), IORING_REGISTER_RESTRICTIONS, 5.10).
     ///
     /// # Errors
     /// When the kernel has no such ring for us.
-    pub fn new(capacity: u16, fd: RawFd) -> io::Result<Self> {
+    pub fn new(capacity: u16) -> io::Result<Self> {
         let ring = IoUring::builder().dontfork().setup_r_disabled().build(u32::from(capacity))?;
         let completed = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let submitter = ring.submitter();
         submitter.register_eventfd(completed.as_raw_fd())?;
-        submitter.register_files(&[fd])?;
+        submitter.register_files(&[NO_FILE])?;
         submitter.register_restrictions(&mut restrictions())?;
         submitter.register_enable_rings()?;
-        let slots = (0..capacity).map(|_| Slot::default()).collect();
+        Ok(Self { ring, capacity, slots: Vec::new(), free: Vec::new(), completed, bounces: 0 })
+    }
+
+    /// Serves the file `fd` from now on.
+    ///
+    /// # Errors
+    /// When the kernel has no memory.
+    pub fn open(&mut self, fd: RawFd) -> io::Result<()> {
+        self.ring.submitter().register_files_update(FILE.0, &[fd])?;
+        self.slots = (0..self.capacity).map(|_| Slot::default()).collect();
         // Taken from the end: a shallow queue keeps to a few slots and their memory.
-        Ok(Self { ring, slots, free: (0..capacity).rev().collect(), completed, bounces: 0 })
+        self.free = (0..self.capacity).rev().collect();
+        Ok(())
+    }
+
+    /// Lets go of the file, once nothing is in flight any more; `None` when the ring is beyond use.
+    pub fn close(mut self) -> Option<Self> {
+        self.drain();
+        let idle = self.in_flight() == 0;
+        if !idle || self.ring.submitter().register_files_update(FILE.0, &[NO_FILE]).is_err() {
+            return None;
+        }
+        (self.slots, self.free) = (Vec::new(), Vec::new());
+        Some(self)
     }
 
     /// Readable when something has completed.
@@ -348,7 +378,8 @@ mod tests {
     #[test]
     fn the_ring_does_nothing_else_and_knows_no_other_file() {
         let file = tempfile::tempfile().unwrap();
-        let mut engine = Engine::new(8, file.as_raw_fd()).unwrap();
+        let mut engine = Engine::new(8).unwrap();
+        engine.open(file.as_raw_fd()).unwrap();
         let mut byte = 0u8;
         let entries = [
             opcode::OpenAt::new(types::Fd(libc::AT_FDCWD), c"/dev/null".as_ptr()).build(),
@@ -362,5 +393,29 @@ mod tests {
             assert_eq!(engine.ring.completion().next().map(|entry| entry.result()), Some(-expected));
         }
         assert_eq!(byte, 0);
+    }
+
+    #[test]
+    fn a_ring_serves_one_file_after_another_and_none_between() {
+        use std::io::Write as _;
+        let mut engine = Engine::new(8).unwrap();
+        let read = |engine: &mut Engine| {
+            let mut byte = 0u8;
+            let entry = opcode::Read::new(FILE, &raw mut byte, 1).offset(0).build();
+            // SAFETY: the byte outlives the completion waited for below.
+            unsafe { engine.ring.submission().push(&entry.flags(squeue::Flags::FIXED_FILE)) }.unwrap();
+            engine.ring.submit_and_wait(1).unwrap();
+            (engine.ring.completion().next().map(|entry| entry.result()), byte)
+        };
+        assert_eq!(read(&mut engine), (Some(-libc::EBADF), 0));
+        for content in *b"ab" {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&[content]).unwrap();
+            engine.open(file.as_raw_fd()).unwrap();
+            assert_eq!(read(&mut engine), (Some(1), content));
+            engine = engine.close().unwrap();
+            assert_eq!(read(&mut engine), (Some(-libc::EBADF), 0));
+        }
+        assert!(engine.ring.submitter().unregister_files().is_err(), "the ring's restrictions were lost");
     }
 }

@@ -24,7 +24,8 @@ use vmm_sys_util::epoll::EventSet;
 
 use self::backend::Backend;
 pub use self::backend::BlockError;
-use self::engine::{Engine, Finished, Job};
+pub use self::engine::{Engine, REGISTER_FILES_UPDATE};
+use self::engine::{Finished, Job};
 use self::request::{HEADER_BYTES, Limits, MAX_RANGE_SECTORS, MAX_RANGES, Request, Status};
 use super::chain::{Chain, ChainError, Half};
 use super::served::ServedQueue;
@@ -81,20 +82,40 @@ impl Drop for Watched {
 }
 
 struct Running {
+    engine: Engine,
     queue: ServedQueue,
     memory: Memory,
     interrupt: Arc<dyn Interrupt>,
     write_through: bool,
     /// Everything available had been taken at last look; otherwise completions make room for more.
     starved: bool,
-    _completed: Watched,
+    completed: Watched,
+}
+
+impl Running {
+    /// Ends it; when it returns, nothing is in flight.
+    fn end(self) -> Engine {
+        let Self { mut engine, queue, completed, .. } = self;
+        drop((queue, completed));
+        engine.drain();
+        engine
+    }
+}
+
+/// A ring for a disk that may come later.
+///
+/// # Errors
+/// When the kernel gives us none.
+pub fn spare_ring() -> std::io::Result<Engine> {
+    Engine::new(QUEUE_SIZE)
 }
 
 /// The device.
 pub struct Block {
     name: String,
     serial: [u8; SERIAL_BYTES],
-    engine: Engine,
+    /// While it does not run; `None` for ever once the disk has been closed.
+    idle: Option<Engine>,
     backend: Backend,
     limits: Limits,
     config: [u8; CONFIG_BYTES],
@@ -110,6 +131,30 @@ impl Block {
     /// When the descriptor cannot be a disk: neither file nor block device, opened the wrong way, empty, or not a whole number
     /// of blocks; when `serial` is no printable ASCII of at most [`SERIAL_BYTES`].
     pub fn new(name: &str, file: OwnedFd, read_only: bool, serial: &str) -> Result<Self, BlockError> {
+        Self::with_ring(name, file, read_only, serial, None)
+    }
+
+    /// The same with one of these rings ([`spare_ring`], [`Block::close`]), for no other can be had any more.
+    ///
+    /// # Errors
+    /// As [`Block::new`]; when there is none left.
+    pub fn with_spare(
+        name: &str,
+        file: OwnedFd,
+        read_only: bool,
+        serial: &str,
+        spares: &mut Vec<Engine>,
+    ) -> Result<Self, BlockError> {
+        Self::with_ring(name, file, read_only, serial, Some(spares))
+    }
+
+    fn with_ring(
+        name: &str,
+        file: OwnedFd,
+        read_only: bool,
+        serial: &str,
+        spares: Option<&mut Vec<Engine>>,
+    ) -> Result<Self, BlockError> {
         let mut padded = [0; SERIAL_BYTES];
         let printable = serial.bytes().all(|byte| (0x20..0x7f).contains(&byte));
         match padded.get_mut(..serial.len()) {
@@ -119,15 +164,16 @@ impl Block {
         let backend = Backend::new(name, file, read_only)?;
         let limits = Limits { disk_bytes: backend.bytes, block_bytes: backend.block_bytes, read_only };
         let config = config_space(&backend);
-        let engine = Engine::new(QUEUE_SIZE, backend.fd()).map_err(|source| BlockError::Ring {
-            device: name.to_owned(),
-            entries: QUEUE_SIZE,
-            source,
-        })?;
+        let no_ring = |source| BlockError::Ring { device: name.to_owned(), entries: QUEUE_SIZE, source };
+        let mut engine = match spares {
+            None => Engine::new(QUEUE_SIZE).map_err(no_ring)?,
+            Some(spares) => spares.pop().ok_or_else(|| BlockError::NoSpare { device: name.to_owned() })?,
+        };
+        engine.open(backend.fd()).map_err(no_ring)?;
         Ok(Self {
             name: name.to_owned(),
             serial: padded,
-            engine,
+            idle: Some(engine),
             backend,
             limits,
             config,
@@ -142,12 +188,33 @@ impl Block {
         self.backend.bytes
     }
 
+    /// Looks how large the file is now; when it has grown, the driver is told. Returns the new size in bytes.
+    ///
+    /// # Errors
+    /// When it has become smaller, or is not a whole number of blocks: nothing was changed then.
+    pub fn grow(&mut self) -> Result<u64, BlockError> {
+        if self.backend.grow(&self.name)? {
+            self.limits.disk_bytes = self.backend.bytes;
+            self.config = config_space(&self.backend);
+            if let Some(running) = &self.running {
+                running.interrupt.config();
+            }
+        }
+        Ok(self.backend.bytes)
+    }
+
+    /// Ends the disk for ever and gives its ring back, without a file; `None` when that is beyond use.
+    pub fn close(&mut self) -> Option<Engine> {
+        self.reset();
+        self.idle.take()?.close()
+    }
+
     /// Starts what is available, within a queue's size of chains.
     fn serve(&mut self, running: &mut Running) -> Result<(), ChainError> {
         let memory = running.memory.memory().into_inner();
         running.starved = false;
         for _ in 0..running.queue.size() {
-            if !self.engine.has_room() {
+            if !running.engine.has_room() {
                 running.starved = true;
                 break;
             }
@@ -181,7 +248,7 @@ impl Block {
                 let status = chain.address_of(memory, Half::Writable, chain.writable_bytes() - 1)?;
                 let write_through = running.write_through;
                 let job = Job { head: chain.head(), status, request, write_through, memory: memory.clone() };
-                return self.engine.start(job, &self.backend, |pieces| match request {
+                return running.engine.start(job, &self.backend, |pieces| match request {
                     Request::Read { len, .. } => {
                         chain.iovecs(memory, Half::Writable, (0, len), MAX_PIECES, pieces)
                     }
@@ -202,11 +269,11 @@ impl Block {
 
     /// Answers what has completed.
     fn finish(&mut self, running: &mut Running) -> Result<(), ChainError> {
-        let _ = self.engine.completed().read();
-        let queue = &mut running.queue;
+        let Running { engine, queue, .. } = running;
+        let _ = engine.completed().read();
         let memory = running.memory.memory();
         let (stats, mut outcome) = (&mut self.stats, Ok(()));
-        self.engine.reap(&self.backend, &memory, |finished| {
+        engine.reap(&self.backend, &memory, |finished| {
             if outcome.is_ok() {
                 outcome = answer(finished, queue, &memory, stats);
             }
@@ -229,7 +296,7 @@ impl Block {
             }
             _ => return Ok(()),
         }
-        if !self.engine.submit() {
+        if !running.engine.submit() {
             running.queue.look_again();
         }
         Ok(())
@@ -325,14 +392,27 @@ impl VirtioDevice for Block {
         let Activation { memory, queues, features, interrupt, watcher } = activation;
         let queue = ServedQueue::new(queues.into_iter().next().flatten(), 0, &watcher, &interrupt)?;
         let write_through = features & VIRTIO_BLK_F_FLUSH == 0;
-        let _completed = Watched::new(&self.engine, watcher).map_err(ActivateError::Watch)?;
-        self.running = Some(Running { queue, memory, interrupt, write_through, starved: false, _completed });
-        Ok(())
+        let Some(engine) = self.idle.take() else {
+            return Err(ActivateError::Backend("the disk has gone".to_owned()));
+        };
+        match Watched::new(&engine, watcher) {
+            Ok(completed) => {
+                let starved = false;
+                self.running =
+                    Some(Running { engine, queue, memory, interrupt, write_through, starved, completed });
+                Ok(())
+            }
+            Err(error) => {
+                self.idle = Some(engine);
+                Err(ActivateError::Watch(error))
+            }
+        }
     }
 
     fn reset(&mut self) {
-        self.running = None;
-        self.engine.drain();
+        if let Some(running) = self.running.take() {
+            self.idle = Some(running.end());
+        }
     }
 
     fn on_event(&mut self, token: u32, _events: EventSet) {
@@ -341,7 +421,7 @@ impl VirtioDevice for Block {
             Ok(()) => self.running = Some(running),
             Err(error) => {
                 running.interrupt.needs_reset(&error.to_string());
-                self.engine.drain();
+                self.idle = Some(running.end());
             }
         }
     }
