@@ -391,7 +391,11 @@ impl Actor {
                 self.core.tell("machine-device", &self.entry.name, message);
             }
             Notice::Event(MonitorEvent::Phase(_)) => self.follow_phase().await,
-            Notice::Event(MonitorEvent::CpusChanged(_) | MonitorEvent::MemoryChanged(_)) => {}
+            Notice::Event(
+                MonitorEvent::CpusChanged(_)
+                | MonitorEvent::MemoryChanged(_)
+                | MonitorEvent::DeviceDetached { .. },
+            ) => {}
             Notice::Gone => {
                 let end = self.how_it_ended().await;
                 if self.since.elapsed() > PEACE {
