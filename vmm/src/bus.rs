@@ -1,7 +1,7 @@
 //! Where accesses of the guest outside of its memory go: I/O ports and memory-mapped registers.
 //!
 //! ```text
-//! port 0x3f8..0x400 console · 0x600..0x608 power · 0x640..0x688 vCPUs · 0x6a0..0x6ac PCI slots
+//! port 0x3f8..0x400 console · 0x505 panic · 0x600..0x608 power · 0x640..0x688 vCPUs · 0x6a0..0x6ac PCI slots
 //! ports 0x64, 0xcf9 reset by other means
 //! ports 0xcf8..0xd00 and ECAM ─▶ PCI configuration · BAR window ─▶ PCI functions
 //! ```
@@ -15,6 +15,7 @@ use crate::arch::x86_64::layout;
 use crate::console::Console;
 use crate::cpu_hotplug::{self, CpuHotplug};
 use crate::notices::Notices;
+use crate::panic;
 use crate::pci::{PciBus, hotplug};
 use crate::power::{self, PowerAction, PowerRegisters};
 
@@ -63,6 +64,9 @@ impl Bus {
                 }
             }
             layout::CPU_PORT..CPU_END => self.cpus.write(port - layout::CPU_PORT, data),
+            layout::PANIC_PORT => {
+                return data.first().map_or(PowerAction::None, |event| panic::write(*event));
+            }
             layout::SLOT_PORT..SLOT_END if self.pci.write_slots(port - layout::SLOT_PORT, data) => {
                 self.notices.devices_changed();
             }
@@ -108,6 +112,7 @@ impl Bus {
             }
             layout::CPU_PORT..CPU_END => self.cpus.read(port - layout::CPU_PORT, data),
             layout::SLOT_PORT..SLOT_END => self.pci.read_slots(port - layout::SLOT_PORT, data),
+            layout::PANIC_PORT => data.fill(panic::read()),
             PCI_ADDRESS if data.len() == 4 => {
                 data.copy_from_slice(&self.pci_address.load(Ordering::Acquire).to_le_bytes());
             }

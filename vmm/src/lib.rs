@@ -13,7 +13,7 @@
 //! - [`vcpu`], [`gate`]: vCPU threads and how they stop and start
 //! - [`vcpus`], [`cpu_hotplug`]: vCPUs that come and go
 //! - [`device_thread`]: the loop that devices run in
-//! - [`bus`], [`power`], [`console`], [`pci`]: what the guest reaches outside of its memory
+//! - [`bus`], [`power`], [`mod@panic`], [`console`], [`pci`]: what the guest reaches outside of its memory
 //! - [`virtio`]: the models of virtio devices
 //! - [`sandbox`]: the system call filter
 //! - [`mod@arch`]: all that depends on the processor architecture
@@ -33,6 +33,7 @@ pub mod machine;
 pub mod memory;
 pub mod monitor;
 pub mod notices;
+pub mod panic;
 pub mod pci;
 pub mod power;
 pub mod sandbox;

@@ -14,11 +14,12 @@ use crate::arch::x86_64::image::ImageError;
 use crate::control::definition::{Definition, Disk, Fds, Kind, Nic};
 use crate::control::phase;
 use crate::control::wire::{
-    Answer, Command, DiskConfig, Event, ExitReason, NicConfig, OLDEST_VERSION, OnReboot, Phase, Refusal,
-    Stats, Status, VERSION,
+    Answer, Command, DiskConfig, Event, ExitReason, NicConfig, OLDEST_VERSION, OnPanic, OnReboot, Phase,
+    Refusal, Stats, Status, VERSION,
 };
 use crate::machine::{Machine, MachineError};
 use crate::notices::{Halt, Notices, Taken};
+use crate::panic;
 use crate::sandbox::{self, Extra};
 
 /// vsock listeners kept between `Define` and `Start`.
@@ -33,6 +34,9 @@ pub struct Monitor {
     listeners: Vec<(u32, OwnedFd)>,
     notices: Arc<Notices>,
     on_reboot: OnReboot,
+    on_panic: OnPanic,
+    /// What the guest's kernel said when it panicked, until the next reset.
+    panic: Option<String>,
     reboots: u64,
     go_monotonic_nsec: u64,
     events: Vec<Event>,
@@ -76,6 +80,8 @@ impl Monitor {
             listeners: Vec::new(),
             notices: Arc::new(Notices::new()?),
             on_reboot: OnReboot::default(),
+            on_panic: OnPanic::default(),
+            panic: None,
             reboots: 0,
             go_monotonic_nsec: 0,
             events: Vec::new(),
@@ -145,6 +151,7 @@ impl Monitor {
             Command::Define(config) => {
                 let definition = Definition::new(&config, fds)?;
                 self.on_reboot = definition.on_reboot;
+                self.on_panic = definition.on_panic;
                 self.definition = Some(definition);
                 Answer::Done {}
             }
@@ -240,6 +247,7 @@ impl Monitor {
             exit: self.exit.clone(),
             vcpu_tids: self.machine.as_ref().map(Machine::tids).unwrap_or_default(),
             reboots: self.reboots,
+            panic: self.panic.clone(),
             go_monotonic_nsec: self.go_monotonic_nsec,
             cpus: self.machine.as_ref().map(Machine::cpu_status),
             memory: self.machine.as_ref().map(Machine::memory_status),
@@ -304,7 +312,7 @@ impl Monitor {
 
     /// Does what vCPUs and devices have asked for.
     pub fn on_notices(&mut self) {
-        let Taken { halt, complaints, cpus, memory, devices } = self.notices.take();
+        let Taken { halt, complaints, cpus, memory, devices, panicked } = self.notices.take();
         if let Some(machine) = &self.machine {
             self.events.extend(cpus.then(|| Event::CpusChanged(machine.cpu_status())));
             self.events.extend(memory.then(|| Event::MemoryChanged(machine.memory_status())));
@@ -318,13 +326,44 @@ impl Monitor {
         if self.exit.is_some() {
             return;
         }
+        if panicked && self.panic.is_none() && self.on_guest_panic() {
+            return;
+        }
         match halt {
             None => {}
             Some(Halt::PowerOff) => self.end(ExitReason::PowerOff),
             Some(Halt::Crash(message)) => self.end(ExitReason::Crash { message }),
             Some(Halt::Reset) if self.on_reboot == OnReboot::End => self.end(ExitReason::Reboot),
             Some(Halt::Reset) => self.reboot(),
+            Some(Halt::TripleFault) if self.on_reboot == OnReboot::End => self.end(ExitReason::TripleFault),
+            Some(Halt::TripleFault) => {
+                self.events.push(Event::TripleFault {});
+                self.reboot();
+            }
         }
+    }
+
+    /// Tells of the panic, once until the next reset however often the guest repeats it, and does what is configured. Says whether that
+    /// was the end of the guest's present life, so that what it has done since counts no more.
+    fn on_guest_panic(&mut self) -> bool {
+        let Some(machine) = &self.machine else { return false };
+        let message = panic::last_words(&machine.console_tail());
+        self.panic = Some(message.clone());
+        self.events.push(Event::GuestPanicked { message: message.clone() });
+        match self.on_panic {
+            OnPanic::Report => return false,
+            OnPanic::Pause if self.phase == Phase::Running => match machine.hold() {
+                Ok(()) => {
+                    self.enter(Phase::Paused);
+                    return false;
+                }
+                Err(error) => self.end(ExitReason::Crash { message: format!("cannot pause: {error}") }),
+            },
+            OnPanic::Pause => return false,
+            OnPanic::Reboot => self.reboot(),
+            OnPanic::End => self.end(ExitReason::Panic { message }),
+        }
+        true
     }
 
     fn reboot(&mut self) {
@@ -333,6 +372,7 @@ impl Monitor {
             Some(Ok(())) => {
                 self.reboots += 1;
                 self.collect();
+                self.panic = None;
                 self.events.push(Event::Rebooted {});
                 // What happened while the vCPUs were being stopped belongs to the life before.
                 let _ = self.notices.take();

@@ -18,6 +18,8 @@ pub enum Halt {
     PowerOff,
     /// The guest reset.
     Reset,
+    /// A vCPU met a fault while it handled a double fault: a reset as well, but seldom one that somebody wanted.
+    TripleFault,
     /// It cannot go on; why.
     Crash(String),
 }
@@ -38,6 +40,7 @@ struct State {
     cpus: bool,
     memory: bool,
     devices: bool,
+    panicked: bool,
 }
 
 /// What [`Notices::take`] fetches.
@@ -53,6 +56,8 @@ pub struct Taken {
     pub memory: bool,
     /// The guest has ejected a device.
     pub devices: bool,
+    /// The guest's kernel has panicked.
+    pub panicked: bool,
 }
 
 /// See the module.
@@ -132,6 +137,14 @@ impl Notices {
         }
     }
 
+    /// Reports that the guest's kernel has panicked; likewise.
+    pub fn panicked(&self) {
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.panicked, true) {
+            self.signal();
+        }
+    }
+
     /// Fetches all that there is.
     pub fn take(&self) -> Taken {
         // Cleared first: what comes later signals again.
@@ -143,6 +156,7 @@ impl Notices {
             cpus: std::mem::take(&mut state.cpus),
             memory: std::mem::take(&mut state.memory),
             devices: std::mem::take(&mut state.devices),
+            panicked: std::mem::take(&mut state.panicked),
         }
     }
 }

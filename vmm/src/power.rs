@@ -46,6 +46,8 @@ pub enum PowerAction {
     PowerOff,
     /// The guest resets.
     Reset,
+    /// The guest's kernel says that it has panicked; it runs on until it resets or is stopped.
+    Panicked,
 }
 
 /// Sets the level of the interrupt.

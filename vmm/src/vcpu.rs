@@ -195,15 +195,14 @@ impl Vcpu {
                 bus.memory_write(address, data);
                 PowerAction::None
             }
-            // A triple fault.
-            Ok(VcpuExit::Shutdown) => PowerAction::Reset,
+            Ok(VcpuExit::Shutdown) => return shared.halt(Halt::TripleFault),
             Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Hlt) => PowerAction::None,
             // Newer kernels say where, older ones fail the call.
             Ok(VcpuExit::MemoryFault { gpa, .. }) => {
                 return shared.halt(self.touched_unplugged(&format!(" at {gpa:#x}")));
             }
             Ok(other) => {
-                let message = format!("vCPU {} stopped with {other:?}", self.id);
+                let message = format!("vCPU {} cannot go on: {}", self.id, in_words(&other));
                 return shared.halt(Halt::Crash(message));
             }
             Err(error) => return self.interrupted(shared, error),
@@ -213,6 +212,7 @@ impl Vcpu {
             PowerAction::None => {}
             PowerAction::PowerOff => shared.halt(Halt::PowerOff),
             PowerAction::Reset => shared.halt(Halt::Reset),
+            PowerAction::Panicked => shared.notices.panicked(),
         }
     }
 
@@ -229,5 +229,19 @@ impl Vcpu {
             libc::EFAULT => shared.halt(self.touched_unplugged("")),
             _ => shared.halt(Halt::Crash(format!("vCPU {} cannot run: {error}", self.id))),
         }
+    }
+}
+
+/// An exit that ends the machine, for people (Documentation/virt/kvm/api.rst of the kernel, section 5).
+fn in_words(exit: &VcpuExit<'_>) -> String {
+    match exit {
+        VcpuExit::FailEntry(reason, _) => {
+            format!("the processor refuses to enter the guest (hardware reason {reason:#x})")
+        }
+        VcpuExit::InternalError => "KVM cannot emulate what the guest did (internal error)".to_owned(),
+        VcpuExit::SystemEvent(kind, _) => format!("KVM reports system event {kind}"),
+        VcpuExit::Exception => "KVM reports an exception that nobody asked for".to_owned(),
+        VcpuExit::Unknown => "KVM does not know why it stopped".to_owned(),
+        other => format!("an exit that no machine of this kind has ({other:?})"),
     }
 }

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use lathe_vmm::control::wire::{
-    Answer, Command, Event, ExitReason, MachineConfig, OnReboot, Phase, Refusal, Status,
+    Answer, Command, Event, ExitReason, MachineConfig, OnPanic, OnReboot, Phase, Refusal, Status,
 };
 use lathe_vmm::monitor::Monitor;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -49,6 +49,7 @@ fn out(port: u16, value: u8) -> Vec<u8> {
 const SPIN: [u8; 2] = [0xeb, 0xfe];
 const POWER_OFF: (u16, u8) = (0x600, 0x34);
 const RESET: (u16, u8) = (0x602, 1);
+const PANIC: (u16, u8) = (0x505, 1);
 
 fn kvm() -> Option<File> {
     match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
@@ -68,6 +69,15 @@ fn image(bytes: &[u8]) -> OwnedFd {
 
 /// A defined machine and the other end of its console.
 fn define(kernel: &[u8], on_reboot: OnReboot, cpus: u32) -> Option<(Monitor, UnixStream)> {
+    define_for_panic(kernel, on_reboot, OnPanic::Report, cpus)
+}
+
+fn define_for_panic(
+    kernel: &[u8],
+    on_reboot: OnReboot,
+    on_panic: OnPanic,
+    cpus: u32,
+) -> Option<(Monitor, UnixStream)> {
     let kvm = kvm()?;
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_read_timeout(Some(LIMIT)).unwrap();
@@ -89,6 +99,7 @@ fn define(kernel: &[u8], on_reboot: OnReboot, cpus: u32) -> Option<(Monitor, Uni
         vsock: None,
         rng: true,
         on_reboot,
+        on_panic,
     };
     let fds = vec![kvm.into(), image(kernel), theirs.into()];
     monitor.execute(Command::Define(Box::new(config)), fds).unwrap();
@@ -179,6 +190,59 @@ fn a_reset_ends_the_machine_where_that_is_asked_for() {
     do_now(&mut monitor, Command::Go {}).unwrap();
     serve(&mut monitor, ended);
     assert_eq!(monitor.exit(), Some(&ExitReason::Reboot));
+}
+
+#[test]
+fn a_panic_is_told_once_and_does_what_is_configured() {
+    let text = b"Kernel panic - not syncing: no init\n";
+    let mut code: Vec<u8> = text.iter().flat_map(|byte| out(0x3f8, *byte)).collect();
+    // Again and again, as a hostile guest would: jmp back over the write of seven bytes.
+    code.extend(out(PANIC.0, PANIC.1));
+    code.extend([0xeb, 0xf7]);
+    for on_panic in [OnPanic::Report, OnPanic::Pause, OnPanic::Reboot, OnPanic::End] {
+        let defined = define_for_panic(&elf(&code), OnReboot::End, on_panic, 1);
+        let Some((mut monitor, _console)) = defined else { return };
+        start(&mut monitor, 1);
+        do_now(&mut monitor, Command::Go {}).unwrap();
+        let mut told = Vec::new();
+        serve(&mut monitor, |m| {
+            told.extend(m.take_events());
+            m.exit().is_some()
+                || m.phase() == Phase::Paused
+                || status(m).panic.is_some()
+                || status(m).reboots > 0
+        });
+        told.extend(monitor.take_events());
+        let panics =
+            told.iter().filter(|e| matches!(e, Event::GuestPanicked { message } if message == "no init"));
+        assert_eq!(panics.count(), 1, "{on_panic:?} {told:?}");
+        match on_panic {
+            OnPanic::Report => assert_eq!(monitor.phase(), Phase::Running),
+            OnPanic::Pause => assert_eq!(monitor.phase(), Phase::Paused),
+            OnPanic::Reboot => {
+                assert!(status(&mut monitor).reboots > 0 && status(&mut monitor).panic.is_none())
+            }
+            OnPanic::End => {
+                assert_eq!(monitor.exit(), Some(&ExitReason::Panic { message: "no init".to_owned() }));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_triple_fault_is_told_from_a_reset() {
+    // ud2, without a handler for anything.
+    let code = [0x0f, 0x0b];
+    let Some((mut monitor, _console)) = define(&elf(&code), OnReboot::End, 1) else { return };
+    start(&mut monitor, 1);
+    do_now(&mut monitor, Command::Go {}).unwrap();
+    serve(&mut monitor, ended);
+    assert_eq!(monitor.exit(), Some(&ExitReason::TripleFault));
+    let Some((mut monitor, _console)) = define(&elf(&code), OnReboot::Reboot, 1) else { return };
+    start(&mut monitor, 1);
+    do_now(&mut monitor, Command::Go {}).unwrap();
+    serve(&mut monitor, |m| status(m).reboots > 0);
+    assert!(monitor.take_events().iter().any(|e| matches!(e, Event::TripleFault {})));
 }
 
 #[test]

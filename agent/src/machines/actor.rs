@@ -222,6 +222,7 @@ impl Actor {
         let (kind, message) = match life {
             // The pause failed, which whoever asked for it is told.
             Life::Running if *before == Life::Pausing => return,
+            Life::Running if matches!(before, Life::Panicked { .. }) => return,
             Life::Running if matches!(before, Life::Paused | Life::Resuming) => {
                 ("machine-resumed", format!("{name} runs again"))
             }
@@ -385,10 +386,21 @@ impl Actor {
                 });
                 self.core.tell("machine-rebooted", &self.entry.name, format!("{} reboots", self.entry.name));
                 self.watch_guest();
+                self.happen(Event::Rebooted).await;
             }
             Notice::Event(MonitorEvent::DeviceNeedsReset { device, reason }) => {
                 let message = format!("{device} of {} stands still: {reason}", self.entry.name);
                 self.core.tell("machine-device", &self.entry.name, message);
+            }
+            Notice::Event(MonitorEvent::GuestPanicked { message }) => {
+                let name = &self.entry.name;
+                let words = format!("{name}: {}", life::panic_reason(&message));
+                self.core.tell("machine-panicked", name, words);
+                self.happen(Event::Panicked(message)).await;
+            }
+            Notice::Event(MonitorEvent::TripleFault {}) => {
+                let message = format!("{} reset itself by a triple fault", self.entry.name);
+                self.core.tell("machine-triple-fault", &self.entry.name, message);
             }
             Notice::Event(MonitorEvent::Phase(_)) => self.follow_phase().await,
             Notice::Event(
@@ -578,6 +590,8 @@ fn end_of(exit: ExitReason) -> End {
     match exit {
         ExitReason::PowerOff => end(EndKind::PowerOff, "powered off by the guest"),
         ExitReason::Reboot => end(EndKind::PowerOff, "the guest asked for a reset"),
+        ExitReason::Panic { message } => end(EndKind::Failure, &life::panic_reason(&message)),
+        ExitReason::TripleFault => end(EndKind::Failure, "the guest reset itself by a triple fault"),
         ExitReason::Quit => end(EndKind::Asked, "its monitor was told to end"),
         ExitReason::Crash { message } => end(EndKind::Failure, &format!("the guest crashed: {message}")),
     }

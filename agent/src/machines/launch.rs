@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use lathe_cgroup::{Bytes, CpuPatch, MachineTree, MemoryPatch, MilliCpu, Patch};
 use lathe_vmm::control::wire::{
-    Answer, Command, DiskConfig, FdIndex, MachineConfig, NicConfig, OnReboot, Phase, VsockConfig,
+    Answer, Command, DiskConfig, FdIndex, MachineConfig, NicConfig, OnPanic, OnReboot, Phase, VsockConfig,
 };
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -180,6 +180,7 @@ async fn define(
         vsock: Some(VsockConfig { cid: record.cid, listener: Some(listener) }),
         rng: true,
         on_reboot: OnReboot::Reboot,
+        on_panic: OnPanic::Report,
     };
     Ok((config, ours))
 }

@@ -11,7 +11,8 @@
 //!                └────────── Waiting ◄────────────────┘ restart policy
 //! ```
 //! `Creating`, `Starting`, `Pausing`, `Resuming`, `Clearing` and `Removing` always have an effect under way; `Stopping` and `Waiting`
-//! have a timer; `Running` and `Paused` have a watched monitor; `Stopped` and `Failed` rest.
+//! have a timer; `Running` and `Paused` have a watched monitor; `Stopped` and `Failed` rest. From `Running`, `Panicked` is where a guest
+//! has time to reset by itself before its power is cut.
 
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 const RESUMED_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause before another try to remove what could not be removed.
 const REMOVE_RETRY: Duration = Duration::from_secs(10);
+/// How long a guest whose kernel has panicked has to reset by itself (`panic=` on its command line; 10 and 30 are usual).
+const PANIC_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Where a machine is; stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +44,11 @@ pub enum Life {
     },
     /// Guest code runs.
     Running,
+    /// Its kernel has panicked and has not reset yet.
+    Panicked {
+        /// What it said last.
+        message: String,
+    },
     /// Its vCPUs are being stopped.
     Pausing,
     /// Its vCPUs stand still.
@@ -114,6 +122,10 @@ pub enum Event {
     LaunchFailed(String),
     /// The monitor is over.
     MonitorEnded(End),
+    /// The guest's kernel has panicked; what it said last.
+    Panicked(String),
+    /// The guest has reset and boots again.
+    Rebooted,
     /// Somebody wants it to stand still.
     PauseAsked,
     /// Its vCPUs stand still, whoever wanted that.
@@ -228,6 +240,7 @@ pub fn decide(life: &Life, event: Event, rules: Rules) -> Result<Decision, Refus
         },
         (Life::Starting { first }, event) => starting(life, *first, event),
         (Life::Running | Life::Pausing | Life::Paused | Life::Resuming, event) => up(life, event),
+        (Life::Panicked { message }, event) => panicked(message, event),
         (Life::Stopping, event) => match event {
             Event::StopAsked(timeout) => to(Life::Stopping, off(timeout)),
             Event::PauseAsked | Event::ResumeAsked => Err(Refused::Busy),
@@ -282,6 +295,9 @@ fn up(life: &Life, event: Event) -> Result<Decision, Refused> {
     let stay = || to(life.clone(), Vec::new());
     match (life, event) {
         (_, Event::MonitorEnded(end)) => to(Life::Clearing { end }, vec![Effect::Clear]),
+        (Life::Running, Event::Panicked(message)) => {
+            to(Life::Panicked { message }, vec![Effect::Timer(PANIC_TIMEOUT)])
+        }
         (Life::Running, Event::StopAsked(timeout)) => to(Life::Stopping, off(timeout)),
         (_, Event::StopAsked(timeout)) => to(Life::Stopping, off_from_pause(timeout)),
         (Life::Running, Event::PauseAsked) => to(Life::Pausing, vec![Effect::Pause]),
@@ -297,6 +313,32 @@ fn up(life: &Life, event: Event) -> Result<Decision, Refused> {
             to(Life::Running, Vec::new())
         }
         _ => stay(),
+    }
+}
+
+/// A guest whose kernel has panicked: it resets, stands still, or is ended when its time is up.
+fn panicked(message: &str, event: Event) -> Result<Decision, Refused> {
+    let life = Life::Panicked { message: message.to_owned() };
+    match event {
+        Event::Rebooted => to(Life::Running, vec![Effect::NoTimer]),
+        Event::Paused => to(Life::Paused, vec![Effect::NoTimer]),
+        // The button needs a kernel that works.
+        Event::StopAsked(_) => to(Life::Stopping, off(Duration::ZERO)),
+        Event::TimeIsUp => to(life, off(Duration::ZERO)),
+        Event::MonitorEnded(_) => {
+            let end = End { kind: EndKind::Failure, reason: panic_reason(message) };
+            to(Life::Clearing { end }, vec![Effect::NoTimer, Effect::Clear])
+        }
+        Event::PauseAsked | Event::ResumeAsked => Err(Refused::Busy),
+        _ => to(life, Vec::new()),
+    }
+}
+
+/// Why a machine ended whose kernel panicked.
+pub fn panic_reason(message: &str) -> String {
+    match message {
+        "" => "the guest's kernel panicked".to_owned(),
+        message => format!("the guest's kernel panicked: {message}"),
     }
 }
 
@@ -317,7 +359,14 @@ fn starting(life: &Life, first: bool, event: Event) -> Result<Decision, Refused>
 
 fn remove(life: &Life, purge: bool, force: bool) -> Result<Decision, Refused> {
     match life {
-        Life::Running | Life::Pausing | Life::Paused | Life::Resuming | Life::Stopping if !force => {
+        Life::Running
+        | Life::Panicked { .. }
+        | Life::Pausing
+        | Life::Paused
+        | Life::Resuming
+        | Life::Stopping
+            if !force =>
+        {
             Err(Refused::Running)
         }
         Life::Creating | Life::Starting { .. } => Err(Refused::Busy),
@@ -378,6 +427,8 @@ pub enum Found {
     Alive,
     /// Its monitor answers, and its vCPUs stand still.
     Still,
+    /// Its monitor answers, and the guest's kernel has panicked; what it said last.
+    Panicked(String),
     /// Its monitor answers, but never got to `Go`.
     HalfMade,
     /// There is no monitor; how it ended, as far as anybody knows.
@@ -392,6 +443,7 @@ pub fn resume(life: &Life, found: Found, reboot: bool, autostart: bool) -> Decis
         (Life::Removing { .. } | Life::Gone, _) => decision(life.clone(), vec![Effect::Clear]),
         (
             Life::Running
+            | Life::Panicked { .. }
             | Life::Pausing
             | Life::Paused
             | Life::Resuming
@@ -407,20 +459,38 @@ pub fn resume(life: &Life, found: Found, reboot: bool, autostart: bool) -> Decis
         // What was asked for and is not so yet is done again; otherwise what is found counts.
         (Life::Pausing, Found::Alive) => decision(Life::Pausing, vec![Effect::Watch, Effect::Pause]),
         (Life::Resuming, Found::Still) => decision(Life::Resuming, vec![Effect::Watch, Effect::Resume]),
-        (Life::Starting { .. } | Life::Running | Life::Paused | Life::Resuming, Found::Alive) => {
-            decision(Life::Running, vec![Effect::Watch])
-        }
-        (Life::Starting { .. } | Life::Running | Life::Paused | Life::Pausing, Found::Still) => {
-            decision(Life::Paused, vec![Effect::Watch])
-        }
-        (Life::Stopping, found @ (Found::Alive | Found::Still)) => {
-            let off = if found == Found::Still { off_from_pause } else { off };
-            let effects = [Effect::Watch].into_iter().chain(off(RESUMED_STOP_TIMEOUT)).collect();
-            decision(Life::Stopping, effects)
+        (
+            Life::Starting { .. } | Life::Running | Life::Panicked { .. } | Life::Paused | Life::Resuming,
+            Found::Alive,
+        ) => decision(Life::Running, vec![Effect::Watch]),
+        (
+            Life::Starting { .. } | Life::Running | Life::Panicked { .. } | Life::Paused | Life::Pausing,
+            Found::Still,
+        ) => decision(Life::Paused, vec![Effect::Watch]),
+        (
+            Life::Starting { .. }
+            | Life::Running
+            | Life::Panicked { .. }
+            | Life::Pausing
+            | Life::Paused
+            | Life::Resuming,
+            Found::Panicked(message),
+        ) => decision(Life::Panicked { message }, vec![Effect::Watch, Effect::Timer(PANIC_TIMEOUT)]),
+        (Life::Stopping, found @ (Found::Alive | Found::Still | Found::Panicked(_))) => {
+            let off = match found {
+                Found::Still => off_from_pause(RESUMED_STOP_TIMEOUT),
+                Found::Panicked(_) => off(Duration::ZERO),
+                _ => off(RESUMED_STOP_TIMEOUT),
+            };
+            decision(Life::Stopping, [Effect::Watch].into_iter().chain(off).collect())
         }
         // A monitor where there should be none, or one that was never told all: away with it, then as if it had not been.
         (Life::Starting { .. }, _) => decision(life.clone(), vec![Effect::Clear, Effect::Launch]),
-        (Life::Running | Life::Pausing | Life::Paused | Life::Resuming, found) => {
+        (Life::Panicked { message }, Found::Nothing(_)) if !reboot => {
+            let end = End { kind: EndKind::Failure, reason: panic_reason(message) };
+            decision(Life::Clearing { end }, vec![Effect::Clear])
+        }
+        (Life::Running | Life::Panicked { .. } | Life::Pausing | Life::Paused | Life::Resuming, found) => {
             let end = ended(found, reboot);
             decision(Life::Clearing { end }, vec![Effect::Clear])
         }
@@ -434,11 +504,11 @@ pub fn resume(life: &Life, found: Found, reboot: bool, autostart: bool) -> Decis
             decision(Life::Clearing { end }, vec![Effect::Clear])
         }
         (Life::Waiting { .. }, _) => decision(life.clone(), vec![Effect::Timer(FIRST_BACKOFF)]),
-        (Life::Stopped { .. } | Life::Failed { .. }, Found::Alive | Found::Still | Found::HalfMade) => {
+        (Life::Stopped { .. } | Life::Failed { .. }, Found::Nothing(_)) => decision(life.clone(), Vec::new()),
+        (Life::Stopped { .. } | Life::Failed { .. }, _) => {
             let reason = "a monitor ran although the machine was stopped".to_owned();
             decision(Life::Clearing { end: End { kind: EndKind::Asked, reason } }, vec![Effect::Clear])
         }
-        (Life::Stopped { .. } | Life::Failed { .. }, Found::Nothing(_)) => decision(life.clone(), Vec::new()),
     }
 }
 
@@ -449,7 +519,7 @@ fn ended(found: Found, reboot: bool) -> End {
     match found {
         _ if reboot => End { kind: EndKind::HostReboot, reason: HOST_REBOOTED.to_owned() },
         Found::Nothing(end) => end,
-        Found::Alive | Found::Still | Found::HalfMade => {
+        Found::Alive | Found::Still | Found::Panicked(_) | Found::HalfMade => {
             End { kind: EndKind::Failure, reason: "its monitor never got to run".to_owned() }
         }
     }
@@ -461,7 +531,7 @@ impl Life {
         match self {
             Self::Creating => MachineState::Creating,
             Self::Starting { .. } | Self::Waiting { .. } => MachineState::Starting,
-            Self::Running | Self::Pausing => MachineState::Running,
+            Self::Running | Self::Panicked { .. } | Self::Pausing => MachineState::Running,
             Self::Paused | Self::Resuming => MachineState::Paused,
             Self::Stopping | Self::Clearing { .. } => MachineState::Stopping,
             Self::Stopped { .. } => MachineState::Stopped,
@@ -473,6 +543,7 @@ impl Life {
     /// Why it is so, in words; empty when there is nothing to say.
     pub fn reason(&self) -> &str {
         match self {
+            Self::Panicked { message } => message,
             Self::Stopped { reason } | Self::Failed { reason } => reason,
             Self::Clearing { end } | Self::Waiting { end } => &end.reason,
             _ => "",
@@ -485,6 +556,7 @@ impl Life {
             Self::Creating => "being made",
             Self::Starting { .. } | Self::Waiting { .. } => "starting",
             Self::Running => "running",
+            Self::Panicked { .. } => "panicking",
             Self::Pausing => "being paused",
             Self::Paused => "paused",
             Self::Resuming => "being resumed",
@@ -501,7 +573,15 @@ impl Life {
 
     /// Whether it has a monitor that is watched.
     pub fn has_monitor(&self) -> bool {
-        matches!(self, Self::Running | Self::Pausing | Self::Paused | Self::Resuming | Self::Stopping)
+        matches!(
+            self,
+            Self::Running
+                | Self::Panicked { .. }
+                | Self::Pausing
+                | Self::Paused
+                | Self::Resuming
+                | Self::Stopping
+        )
     }
 
     /// Whether nothing is under way.
@@ -546,6 +626,8 @@ mod tests {
             Just(Event::ResumeAsked),
             Just(Event::Paused),
             Just(Event::Resumed),
+            Just(Event::Panicked("no init".to_owned())),
+            Just(Event::Rebooted),
             (any::<bool>(), any::<bool>()).prop_map(|(purge, force)| Event::RemoveAsked { purge, force }),
             Just(Event::TimeIsUp),
         ]
@@ -604,6 +686,7 @@ mod tests {
                 Life::Creating => pending(&[Effect::Prepare]),
                 Life::Starting { .. } => pending(&[Effect::Launch]),
                 Life::Running | Life::Paused => self.watched,
+                Life::Panicked { .. } => self.watched && self.timer,
                 Life::Pausing => self.watched && pending(&[Effect::Pause]),
                 Life::Resuming => self.watched && pending(&[Effect::Resume]),
                 Life::Stopping => self.watched && self.timer,
@@ -659,7 +742,7 @@ mod tests {
         fn whatever_is_found_after_a_crash_has_a_way_on(
             restart in policies(),
             steps in prop::collection::vec((prop::option::of(outside()), any::<bool>()), 0..30),
-            what in 0_u8..4,
+            what in 0_u8..5,
             reboot in any::<bool>(),
             autostart in any::<bool>(),
         ) {
@@ -677,6 +760,7 @@ mod tests {
                 0 if !reboot => Found::Alive,
                 1 if !reboot => Found::HalfMade,
                 2 if !reboot => Found::Still,
+                3 if !reboot => Found::Panicked("no init".to_owned()),
                 _ => Found::Nothing(end(EndKind::Failure)),
             };
             let decision = resume(&life, found.clone(), reboot, autostart);
@@ -738,6 +822,30 @@ mod tests {
         assert_eq!(cut.effects[0], Effect::CutPower);
         let off = Life::Stopped { reason: String::new() };
         assert_eq!(next(&off, Event::PauseAsked), Err(Refused::Off));
+    }
+
+    #[test]
+    fn a_guest_that_panics_has_time_to_reset_and_is_then_ended_as_failed() {
+        let next = |life: &Life, event| decide(life, event, rules(RestartPolicy::OnFailure)).unwrap();
+        let panicked = next(&Life::Running, Event::Panicked("no init".to_owned()));
+        assert_eq!(panicked.effects, [Effect::Timer(PANIC_TIMEOUT)]);
+        assert_eq!(panicked.life.state(), MachineState::Running);
+        assert_eq!(next(&panicked.life, Event::Rebooted).life, Life::Running);
+        assert_eq!(next(&panicked.life, Event::Paused).life, Life::Paused);
+        let cut = next(&panicked.life, Event::TimeIsUp);
+        assert_eq!((&cut.life, &cut.effects[0]), (&panicked.life, &Effect::CutPower));
+        let ended = next(&cut.life, Event::MonitorEnded(end(EndKind::Asked)));
+        assert_eq!(ended.life.reason(), "the guest's kernel panicked: no init");
+        assert_eq!(
+            next(&ended.life, Event::Cleared).life.state(),
+            MachineState::Starting,
+            "the policy applies"
+        );
+        let stopping = next(&panicked.life, Event::StopAsked(Duration::from_secs(30)));
+        assert_eq!(stopping.effects[0], Effect::CutPower, "nobody is there to hear the button");
+        let found = resume(&Life::Running, Found::Panicked("x".to_owned()), false, false);
+        assert_eq!(found.effects, [Effect::Watch, Effect::Timer(PANIC_TIMEOUT)]);
+        assert_eq!(resume(&panicked.life, Found::Alive, false, false).life, Life::Running);
     }
 
     #[test]

@@ -405,6 +405,31 @@ fn a_machine_is_paused_found_paused_and_goes_on() {
 }
 
 #[test]
+fn a_panic_is_told_and_a_reset_makes_it_good() {
+    let world = World::new();
+    let lathed = world.lathed();
+    lathed.run(world.request("demo")).unwrap();
+    let panic = || {
+        world.launcher.monitor("demo").event(&MonitorEvent::GuestPanicked { message: "no init".to_owned() })
+    };
+    let reason = |wanted: &str| {
+        while lathed.show("demo").reason != wanted {
+            std::thread::yield_now();
+        }
+    };
+    panic();
+    reason("the guest's kernel panicked: no init");
+    assert_eq!(lathed.show("demo").state, MachineState::Running);
+    world.launcher.monitor("demo").event(&MonitorEvent::Rebooted {});
+    reason("");
+    panic();
+    world.launcher.monitor("demo").end(ExitReason::Quit);
+    let failed = lathed.settled("demo", MachineState::Failed);
+    assert_eq!(failed.reason, "the guest's kernel panicked: no init");
+    world.check(&lathed);
+}
+
+#[test]
 fn machines_run_on_without_lathed_and_are_found_again() {
     let world = World::new();
     let lathed = world.lathed();

@@ -6,7 +6,7 @@ use lathe_guest::protocol::{Interface, Network, Request};
 use lathe_shard::Shape;
 
 use super::core::{Core, Entry, Shared, unix_sec};
-use super::life::Life;
+use super::life::{self, Life};
 use super::record::{Desired, Record};
 use super::resize::carried_milli;
 use crate::api::wire::{Amounts, MachineView, PlanStep, PlanView, ResizeOutcome, ResizeView, SCHEMA};
@@ -56,6 +56,7 @@ fn reason(shared: &Shared) -> String {
     let reason = shared.record.life.reason();
     match (&shared.problem, &shared.record.life) {
         (Some(problem), Life::Waiting { .. }) if reason.is_empty() => problem.message.clone(),
+        (_, Life::Panicked { message }) => life::panic_reason(message),
         _ => reason.to_owned(),
     }
 }

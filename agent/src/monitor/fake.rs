@@ -210,6 +210,7 @@ fn carry_out(
             exit: None,
             vcpu_tids: vec![std::process::id() as i32],
             reboots: 0,
+            panic: None,
             go_monotonic_nsec: 1,
             cpus: None,
             memory: None,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use lathe_vmm::control::wire::ExitReason;
+use lathe_vmm::control::wire::{ExitReason, OnPanic};
 
 mod ask;
 mod run;
@@ -90,6 +90,9 @@ struct RunOptions {
     /// End instead of booting again when the guest resets
     #[arg(long)]
     no_reboot: bool,
+    /// What a panic of the guest's kernel does, once it has said so
+    #[arg(long, default_value = "report", value_name = "report|pause|reboot|end", value_parser = on_panic)]
+    on_panic: OnPanic,
     /// Also serve a control socket, made here
     #[arg(long, value_name = "PATH")]
     control: Option<String>,
@@ -165,10 +168,26 @@ impl Drop for Unlink {
     }
 }
 
+fn on_panic(text: &str) -> Result<OnPanic, String> {
+    match text {
+        "report" => Ok(OnPanic::Report),
+        "pause" => Ok(OnPanic::Pause),
+        "reboot" => Ok(OnPanic::Reboot),
+        "end" => Ok(OnPanic::End),
+        _ => Err("it must be report, pause, reboot or end".to_owned()),
+    }
+}
+
 fn outcome(reason: &ExitReason) -> Result<(), Failure> {
     match reason {
         ExitReason::PowerOff | ExitReason::Reboot | ExitReason::Quit => Ok(()),
         ExitReason::Crash { message } => Err(Failure::new("guest-crash", message)),
+        ExitReason::TripleFault => {
+            Err(Failure::new("guest-crash", "the guest reset itself by a triple fault"))
+        }
+        ExitReason::Panic { message } => {
+            Err(Failure::new("guest-panic", format!("the guest's kernel panicked: {message}")))
+        }
     }
 }
 

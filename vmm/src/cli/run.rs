@@ -188,6 +188,7 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         vsock,
         rng: true,
         on_reboot: if options.no_reboot { OnReboot::End } else { OnReboot::Reboot },
+        on_panic: options.on_panic,
     };
     server.execute(Command::Define(Box::new(config)), handed.0)?;
     server.execute(Command::Start {}, Vec::new())?;

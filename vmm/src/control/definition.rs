@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 
-use super::wire::{DiskConfig, FdIndex, MachineConfig, NicConfig, OnReboot, Refusal};
+use super::wire::{DiskConfig, FdIndex, MachineConfig, NicConfig, OnPanic, OnReboot, Refusal};
 use crate::arch::x86_64::layout::{CMDLINE_MAX, MIB};
 use crate::pci::SLOTS;
 
@@ -100,6 +100,8 @@ pub struct Definition {
     pub devices: Devices,
     /// What a reset does.
     pub on_reboot: OnReboot,
+    /// What a panic of the guest's kernel does.
+    pub on_panic: OnPanic,
 }
 
 fn bad_config(message: String) -> Refusal {
@@ -335,6 +337,7 @@ impl Definition {
             console,
             devices,
             on_reboot: config.on_reboot,
+            on_panic: config.on_panic,
         })
     }
 }
@@ -366,6 +369,7 @@ mod tests {
             vsock: None,
             rng: false,
             on_reboot: OnReboot::Reboot,
+            on_panic: OnPanic::Report,
         }
     }
 

@@ -18,7 +18,8 @@
 use serde::{Deserialize, Serialize};
 
 /// The protocol version that this build speaks. 2 added [`Command::PrepareCpus`], [`Command::SetCpus`], [`Command::SetPlugged`],
-/// [`Command::SetBalloon`], [`Command::AttachDisk`], [`Command::AttachNic`], [`Command::Detach`], [`Command::GrowDisk`], their answers and events, and the dormant parts of [`MachineConfig`].
+/// [`Command::SetBalloon`], [`Command::AttachDisk`], [`Command::AttachNic`], [`Command::Detach`], [`Command::GrowDisk`], their answers
+/// and events, the dormant parts of [`MachineConfig`], [`MachineConfig::on_panic`] and what is said of panics.
 pub const VERSION: u32 = 2;
 /// Oldest protocol version that this build still understands.
 pub const OLDEST_VERSION: u32 = 1;
@@ -263,6 +264,9 @@ pub struct MachineConfig {
     /// What a reset by the guest does.
     #[serde(default)]
     pub on_reboot: OnReboot,
+    /// What a panic of the guest's kernel does, besides [`Event::GuestPanicked`]. Since version 2.
+    #[serde(default)]
+    pub on_panic: OnPanic,
 }
 
 /// What happens when the guest resets.
@@ -273,6 +277,21 @@ pub enum OnReboot {
     #[default]
     Reboot,
     /// The machine ends with [`ExitReason::Reboot`].
+    End,
+}
+
+/// What happens when the guest's kernel panics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnPanic {
+    /// Nothing more: the guest resets by itself, or hangs, as its own `panic=` has it.
+    #[default]
+    Report,
+    /// The machine is paused as it is.
+    Pause,
+    /// The machine boots again in the same process, whatever [`OnReboot`] says.
+    Reboot,
+    /// The machine ends with [`ExitReason::Panic`].
     End,
 }
 
@@ -331,6 +350,13 @@ pub enum Event {
     Phase(Phase),
     /// The guest reset and boots again.
     Rebooted {},
+    /// The guest's kernel says that it has panicked: once between two resets. Since version 2.
+    GuestPanicked {
+        /// What it wrote to its console last, at most 200 characters; from the guest, not to be trusted.
+        message: String,
+    },
+    /// The guest reset by a triple fault, which is seldom what it wanted; [`Event::Rebooted`] follows. Since version 2.
+    TripleFault {},
     /// The machine is over.
     Ended(ExitReason),
     /// The guest has ejected or taken vCPUs. Since version 2.
@@ -369,9 +395,16 @@ pub enum ExitReason {
     PowerOff,
     /// The guest reset, and `on_reboot` says end.
     Reboot,
+    /// The guest's kernel panicked, and `on_panic` says end. Since version 2.
+    Panic {
+        /// As in [`Event::GuestPanicked`].
+        message: String,
+    },
+    /// The guest reset by a triple fault, and `on_reboot` says end. Since version 2.
+    TripleFault,
     /// A client sent [`Command::Quit`], or SIGTERM came.
     Quit,
-    /// KVM reported something that cannot go on: triple fault, internal error.
+    /// KVM reported something that cannot go on.
     Crash {
         /// What KVM said.
         message: String,
@@ -389,6 +422,9 @@ pub struct Status {
     pub vcpu_tids: Vec<i32>,
     /// How often the guest has reset since `Go`.
     pub reboots: u64,
+    /// What the guest's kernel said when it panicked, until it is reset. Since version 2.
+    #[serde(default)]
+    pub panic: Option<String>,
     /// Nanoseconds of CLOCK_MONOTONIC at `Go`; 0 before.
     pub go_monotonic_nsec: u64,
     /// vCPUs, once started. Since version 2.

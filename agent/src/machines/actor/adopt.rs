@@ -54,7 +54,10 @@ impl Actor {
             return (Found::Nothing(self.core.launcher.how_it_ended(name).await), None);
         };
         match greet(launched).await {
-            Ok((live, notices, Phase::Running)) => (Found::Alive, Some((live, notices))),
+            Ok((live, notices, Phase::Running)) => {
+                let panic = live.monitor.status().await.ok().and_then(|status| status.panic);
+                (panic.map_or(Found::Alive, Found::Panicked), Some((live, notices)))
+            }
             Ok((live, notices, Phase::Paused)) => (Found::Still, Some((live, notices))),
             Ok((live, _, Phase::Ended)) => {
                 let exit = live.monitor.status().await.ok().and_then(|status| status.exit);

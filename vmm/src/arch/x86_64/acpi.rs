@@ -1,7 +1,7 @@
 //! Hardware-reduced ACPI tables (ACPI 6.5, section 4.1): no fixed hardware, everything is a device in the DSDT.
 //!
 //! ```text
-//! RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT   \_SB: PWRB (power button), GED (events), COM1, PCI0, MBRD (ECAM), CPUS, \_S5
+//! RSDP ─▶ XSDT ─▶ FADT ─▶ DSDT   \_SB: PWRB (power button), GED (events), PEVT (panics), COM1, PCI0, MBRD (ECAM), CPUS, \_S5
 //!              ├▶ MADT           one LAPIC or x2APIC per possible vCPU, the IOAPIC
 //!              └▶ MCFG           the ECAM
 //! ```
@@ -103,7 +103,7 @@ fn dsdt(cpus: CpuShape, hot_slots: u32) -> Sdt {
     let mut aml = Vec::new();
     let events = EventDevice { cpus: cpus.elastic, slots: hot_slots != 0 };
     let (pci, processors) = (PciRoot { slots: HotSlots(hot_slots) }, Processors { possible: cpus.possible });
-    let mut devices: Vec<&dyn Aml> = vec![&PowerButton, &events, &SerialPort, &pci, &Motherboard];
+    let mut devices: Vec<&dyn Aml> = vec![&PowerButton, &events, &Panics, &SerialPort, &pci, &Motherboard];
     if cpus.elastic {
         devices.push(&processors);
     }
@@ -185,6 +185,26 @@ impl Aml for Handled<'_> {
     fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
         And::new(&Local(1), &Local(0), &self.event).to_aml_bytes(sink);
         If::new(&Equal::new(&Local(1), &self.event), vec![self.by]).to_aml_bytes(sink);
+    }
+}
+
+/// pvpanic; see `crate::panic`. Linux takes it for present only with a status (section 6.3.7: present, enabled, shown, functioning).
+struct Panics;
+impl Aml for Panics {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        Device::new(
+            Path::new("PEVT"),
+            vec![
+                &Name::new(Path::new("_HID"), &"QEMU0001"),
+                &Name::new(Path::new("_UID"), &ZERO),
+                &Name::new(Path::new("_STA"), &0xfu8),
+                &Name::new(
+                    Path::new("_CRS"),
+                    &ResourceTemplate::new(vec![&IO::new(layout::PANIC_PORT, layout::PANIC_PORT, 1, 1)]),
+                ),
+            ],
+        )
+        .to_aml_bytes(sink);
     }
 }
 

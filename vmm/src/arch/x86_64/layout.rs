@@ -78,6 +78,8 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_IRQ: u32 = 4;
 /// Interrupt of the generic event device.
 pub const GED_IRQ: u32 = 5;
+/// I/O port of pvpanic, the one that QEMU has it at.
+pub const PANIC_PORT: u16 = 0x505;
 /// First I/O port of the power registers (see `crate::power`).
 pub const POWER_PORT: u16 = 0x600;
 /// First I/O port of the vCPU registers (see `crate::cpu_hotplug`).
