@@ -72,6 +72,7 @@ const ALLOWED: &[i64] = &[
     libc::SYS_shutdown,
     libc::SYS_sigaltstack,
     libc::SYS_statx,
+    libc::SYS_timerfd_settime,
     libc::SYS_write,
     libc::SYS_writev,
 ];

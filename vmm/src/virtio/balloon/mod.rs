@@ -5,8 +5,9 @@
 //! free page reporting, always on:          driver ─▶ free ranges, 2 MiB and more           ─▶ madvise
 //! ```
 //!
-//! - A page in the balloon may be used again without asking (no MUST_TELL_HOST): it reads as zero then. With DEFLATE_ON_OOM the guest
-//!   does so rather than kill a process; what the balloon holds is what the driver says that it holds.
+//! - MUST_TELL_HOST is offered so that pages may go back a little after the driver has been answered (`later`); without it they go
+//!   before. With DEFLATE_ON_OOM the guest takes pages back rather than kill a process. What the balloon holds is what the driver says
+//!   that it holds.
 //! - FREE_PAGE_HINT is not offered: the device may discard a hinted page after the guest has begun to use it again. Reporting has no
 //!   such race, for the guest does not touch a reported page until it has been answered.
 //! - PAGE_POISON is not offered: Linux then does without reporting if it fills free pages with a pattern (`init_on_free`,
@@ -16,19 +17,22 @@
 //!
 //! Queues after the first two are numbered as the specification has it or, by Linux, as if those not negotiated were not there.
 
+mod later;
 mod pages;
 mod stats;
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::later::{Later, MAX_FRAMES};
 use self::pages::FRAME_BYTES;
 use super::chain::{Chain, ChainError, Half};
 use super::served::ServedQueue;
@@ -38,6 +42,7 @@ use super::{
 };
 use crate::control::wire::GuestMemory;
 
+const VIRTIO_BALLOON_F_MUST_TELL_HOST: u64 = 1 << 0;
 const VIRTIO_BALLOON_F_STATS_VQ: u64 = 1 << 1;
 const VIRTIO_BALLOON_F_DEFLATE_ON_OOM: u64 = 1 << 2;
 const VIRTIO_BALLOON_F_REPORTING: u64 = 1 << 5;
@@ -49,6 +54,8 @@ const DEFLATE: u16 = 1;
 const STATS: u16 = 2;
 /// Token of the request for statistics.
 const TOKEN_ASK: u32 = 16;
+/// Token of the timer for pages left over.
+const TOKEN_LATER: u32 = 17;
 /// Statistics that are younger are not asked for again.
 pub const FRESH: Duration = Duration::from_secs(1);
 
@@ -56,16 +63,21 @@ const CONFIG_BYTES: usize = 16;
 const CONFIG_ACTUAL: u64 = 4;
 /// Most page frames of one chain; Linux sends 256.
 const MAX_CHAIN_FRAMES: usize = 1 << 16;
-/// Page frames worked on at once: enough that a guest's next chains are joined with the first.
-const BATCH_FRAMES: usize = 1 << 15;
 
-/// Has `on_event` called when statistics are wanted; ends when dropped.
-struct AskWatch {
+/// A watch that ends when dropped.
+struct Watch {
     fd: RawFd,
     watcher: Watcher,
 }
 
-impl Drop for AskWatch {
+impl Watch {
+    fn new(fd: RawFd, token: u32, watcher: &Watcher) -> Result<Self, ActivateError> {
+        watcher.add(fd, token, EventSet::IN).map_err(ActivateError::Watch)?;
+        Ok(Self { fd, watcher: watcher.clone() })
+    }
+}
+
+impl Drop for Watch {
     fn drop(&mut self) {
         let _ = self.watcher.remove(self.fd);
     }
@@ -80,7 +92,9 @@ struct Running {
     held: Option<u16>,
     memory: Memory,
     interrupt: Arc<dyn Interrupt>,
-    _ask: AskWatch,
+    /// Pages may go back after the driver has been answered.
+    deferred: bool,
+    _watches: [Watch; 2],
 }
 
 /// The device.
@@ -92,7 +106,8 @@ pub struct Balloon {
     ask: EventFd,
     running: Option<Running>,
     chain: Chain,
-    frames: Vec<u32>,
+    later: Later,
+    timer: TimerFd,
     report: Arc<dyn MemoryReport>,
 }
 
@@ -115,6 +130,7 @@ impl Balloon {
     /// # Errors
     /// When there is no descriptor left.
     pub fn new(report: Arc<dyn MemoryReport>) -> std::io::Result<Self> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         Ok(Self {
             target: 0,
             actual: 0,
@@ -123,7 +139,8 @@ impl Balloon {
             ask: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             running: None,
             chain: Chain::default(),
-            frames: Vec::new(),
+            later: Later::default(),
+            timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?,
             report,
         })
     }
@@ -172,17 +189,29 @@ impl Balloon {
 
     fn work(&mut self, running: &mut Running, token: u32) -> Result<(), ChainError> {
         let memory = running.memory.memory();
-        if token == TOKEN_ASK {
-            let _ = self.ask.read();
-            return running.return_stats(&memory);
+        match token {
+            TOKEN_ASK => {
+                let _ = self.ask.read();
+                return running.return_stats(&memory);
+            }
+            TOKEN_LATER => {
+                let _ = self.timer.unset();
+                self.later.discard_all(&memory);
+                return Ok(());
+            }
+            _ => {}
         }
         match u16::try_from(token).unwrap_or(u16::MAX) {
             INFLATE => {
                 running.inflate.take_notification();
-                inflate(&mut running.inflate, &memory, &mut self.chain, &mut self.frames)
+                let inflated = self.inflate(running, &memory);
+                self.put_off(running.deferred, &memory);
+                inflated
             }
             DEFLATE => {
                 running.deflate.take_notification();
+                // Once it is answered the driver may use the pages.
+                self.later.discard_all(&memory);
                 deflate(&mut running.deflate, &memory, &mut self.chain)
             }
             queue => match (&mut running.stats, &mut running.reporting) {
@@ -196,6 +225,48 @@ impl Balloon {
                 }
                 _ => Ok(()),
             },
+        }
+    }
+
+    /// Takes the pages of what is available, and answers: before they go back to the host or after.
+    fn inflate(&mut self, running: &mut Running, memory: &GuestMemoryMmap) -> Result<(), ChainError> {
+        let queue = &mut running.inflate;
+        let frames = self.later.frames();
+        let (mut heads, mut more) = (Vec::with_capacity(usize::from(queue.size())), true);
+        while heads.len() < usize::from(queue.size()) && frames.len() < MAX_FRAMES {
+            if !queue.pop(memory, &mut self.chain)? {
+                if queue.enable_notification(memory)? {
+                    continue;
+                }
+                more = false;
+                break;
+            }
+            add_frames(memory, &self.chain, frames)?;
+            heads.push(self.chain.head());
+        }
+        if !running.deferred {
+            self.later.discard_all(memory);
+        }
+        for head in heads {
+            queue.push(memory, head, 0)?;
+        }
+        if more {
+            queue.look_again();
+        }
+        queue.signal(memory)
+    }
+
+    /// Discards what can go at once; the rest when the driver pauses.
+    fn put_off(&mut self, deferred: bool, memory: &GuestMemoryMmap) {
+        if deferred {
+            self.later.discard_whole(memory);
+        }
+        if self.later.is_empty() {
+            return;
+        }
+        let pause = Expiration::OneShot(later::PAUSE.into());
+        if !deferred || self.timer.set(pause, TimerSetTimeFlags::empty()).is_err() {
+            self.later.discard_all(memory);
         }
     }
 
@@ -233,38 +304,6 @@ impl Running {
         }
         Ok(())
     }
-}
-
-/// Gives the pages of what is available back to the host, joined over chains.
-fn inflate(
-    queue: &mut ServedQueue,
-    memory: &GuestMemoryMmap,
-    chain: &mut Chain,
-    frames: &mut Vec<u32>,
-) -> Result<(), ChainError> {
-    frames.clear();
-    let (mut heads, mut more) = (Vec::with_capacity(usize::from(queue.size())), true);
-    while heads.len() < usize::from(queue.size()) && frames.len() < BATCH_FRAMES {
-        if !queue.pop(memory, chain)? {
-            if queue.enable_notification(memory)? {
-                continue;
-            }
-            more = false;
-            break;
-        }
-        add_frames(memory, chain, frames)?;
-        heads.push(chain.head());
-    }
-    pages::for_each_run(frames, |run| {
-        pages::discard(memory, &run);
-    });
-    for head in heads {
-        queue.push(memory, head, 0)?;
-    }
-    if more {
-        queue.look_again();
-    }
-    queue.signal(memory)
 }
 
 /// Reads a chain's page frame numbers.
@@ -338,7 +377,8 @@ impl VirtioDevice for Balloon {
     }
 
     fn features(&self) -> u64 {
-        VIRTIO_BALLOON_F_STATS_VQ
+        VIRTIO_BALLOON_F_MUST_TELL_HOST
+            | VIRTIO_BALLOON_F_STATS_VQ
             | VIRTIO_BALLOON_F_DEFLATE_ON_OOM
             | VIRTIO_BALLOON_F_REPORTING
             | VIRTIO_F_RING_EVENT_IDX
@@ -373,16 +413,21 @@ impl VirtioDevice for Balloon {
         let (inflate, deflate) = (queue(INFLATE)?, queue(DEFLATE)?);
         let stats = (features & VIRTIO_BALLOON_F_STATS_VQ != 0).then(|| queue(STATS)).transpose()?;
         let reporting = reporting.map(|index| queue(index).map(|queue| (index, queue))).transpose()?;
-        watcher.add(self.ask.as_raw_fd(), TOKEN_ASK, EventSet::IN).map_err(ActivateError::Watch)?;
-        let _ask = AskWatch { fd: self.ask.as_raw_fd(), watcher };
+        let _watches = [
+            Watch::new(self.ask.as_raw_fd(), TOKEN_ASK, &watcher)?,
+            Watch::new(self.timer.as_fd().as_raw_fd(), TOKEN_LATER, &watcher)?,
+        ];
+        let deferred = features & VIRTIO_BALLOON_F_MUST_TELL_HOST != 0;
+        let held = None;
         self.running =
-            Some(Running { inflate, deflate, stats, reporting, held: None, memory, interrupt, _ask });
+            Some(Running { inflate, deflate, stats, reporting, held, memory, interrupt, deferred, _watches });
         self.report.memory_changed();
         Ok(())
     }
 
     fn reset(&mut self) {
         if self.running.take().is_some() {
+            self.later.forget();
             self.forget();
             self.report.memory_changed();
         }

@@ -50,6 +50,30 @@ fn inflating_returns_the_pages_named_and_no_others() {
 }
 
 #[test]
+fn pages_that_go_back_later_have_gone_when_the_driver_pauses_or_deflates() {
+    let (mut bench, _) = bench();
+    bench.restart(ALL | VIRTIO_BALLOON_F_MUST_TELL_HOST);
+    fill(&bench, FREE, 4 * FRAME_BYTES);
+    let inflate = |bench: &mut Bench<Balloon>, page: u64| {
+        let buffer = bench.queues[0].readable(&frame_bytes(&[FREE + page * FRAME_BYTES]));
+        bench.queues[0].push(&[buffer]);
+        bench.kick(0);
+        assert_eq!(bench.queues[0].used().len(), 1, "answered at once");
+    };
+    inflate(&mut bench, 0);
+    bench.until("the pause is over", |bench| empty(bench, FREE));
+    inflate(&mut bench, 1);
+    let buffer = bench.queues[1].readable(&frame_bytes(&[FREE + FRAME_BYTES]));
+    bench.queues[1].push(&[buffer]);
+    bench.kick(1);
+    assert!(empty(&bench, FREE + FRAME_BYTES));
+    fill(&bench, FREE + FRAME_BYTES, 1);
+    inflate(&mut bench, 2);
+    bench.device.reset();
+    assert!(!empty(&bench, FREE + FRAME_BYTES) && !empty(&bench, FREE + 2 * FRAME_BYTES));
+}
+
+#[test]
 fn reported_ranges_go_back_as_far_as_they_are_whole_pages_of_memory() {
     let (mut bench, _) = bench();
     fill(&bench, FREE, 8 << 20);
