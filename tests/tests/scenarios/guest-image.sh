@@ -33,7 +33,9 @@ pack button always
 pack virtio_blk virtio:2
 pack virtio_net virtio:1
 pack virtio_rng virtio:4
+pack virtio_balloon virtio:5
 pack vmw_vsock_virtio_transport virtio:19
+pack virtio_mem virtio:24
 pack ext4 demand
 find . | busybox cpio -o -H newc >"$out.part" 2>/dev/null
 mv "$out.part" "$out"

@@ -2,6 +2,7 @@
 
 mod bench;
 mod cluster;
+mod elastic;
 mod exactness;
 mod jail;
 mod machines;
@@ -20,6 +21,7 @@ const GROUPS: &[Group] = &[
     testbed::ALONE,
     testbed::TOGETHER,
     monitor::MONITOR,
+    elastic::GROUP,
     machines::GROUP,
     mistakes::GROUP,
     jail::GROUP,

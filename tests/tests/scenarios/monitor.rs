@@ -40,7 +40,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(90);
 const DEBIAN_LIMIT: Duration = Duration::from_secs(900);
 
 /// Puts programs and boot images into the host, once.
-fn prepared<'a>(hosts: &'a Hosts) -> Host<'a> {
+pub fn prepared<'a>(hosts: &'a Hosts) -> Host<'a> {
     let host = hosts.host(1);
     if host.run("test -e /root/kit/ready").status == 0 {
         return host;
@@ -65,15 +65,17 @@ fn prepared<'a>(hosts: &'a Hosts) -> Host<'a> {
 }
 
 /// One machine under way.
-struct Machine<'a> {
-    host: Host<'a>,
-    folder: String,
+pub struct Machine<'a> {
+    /// Where it runs.
+    pub host: Host<'a>,
+    /// Its files.
+    pub folder: String,
     running: Running<'a>,
 }
 
 impl<'a> Machine<'a> {
     /// Starts the monitor with these options, in a folder of its own with `console`, `control` and `vsock`.
-    fn start(host: &Host<'a>, options: &str) -> Self {
+    pub fn start(host: &Host<'a>, options: &str) -> Self {
         let folder = host.run("mktemp -d /root/machine-XXXXXX").expect_ok().stdout();
         let running = host.start(&format!(
             "cd {folder} && exec /root/kit/lathe-vmm run --console console --control control --vsock 3,vsock {options}"
@@ -82,7 +84,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Starts the built-in guest on a kernel and waits until it is ready.
-    fn boot(host: &Host<'a>, kernel: &str, form: &str, options: &str) -> Self {
+    pub fn boot(host: &Host<'a>, kernel: &str, form: &str, options: &str) -> Self {
         let machine = Self::start(
             host,
             &format!("--kernel {KERNELS}/{kernel}/{form} --initrd /root/kit/{kernel}.cpio {options}"),
@@ -92,7 +94,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Waits until the built-in guest has said `times` times that it is ready.
-    fn wait_ready(&self, times: usize) {
+    pub fn wait_ready(&self, times: usize) {
         let line = format!(
             "[ $(grep -c 'lathe-guest: ready' {}/console) -ge {times} ] || {{ cat {0}/console; false; }}",
             self.folder
@@ -101,27 +103,27 @@ impl<'a> Machine<'a> {
     }
 
     /// Runs a command in the guest.
-    fn exec(&self, command: &str) -> Outcome<'a> {
+    pub fn exec(&self, command: &str) -> Outcome<'a> {
         self.host.run(&format!("/root/kit/guest-exec {}/vsock {command}", self.folder))
     }
 
     /// Runs a line of shell in the guest.
-    fn shell(&self, line: &str) -> Outcome<'a> {
+    pub fn shell(&self, line: &str) -> Outcome<'a> {
         self.exec(&format!("sh -c '{line}'"))
     }
 
     /// Sends a command to the control socket.
-    fn ask(&self, command: &str) -> Outcome<'a> {
+    pub fn ask(&self, command: &str) -> Outcome<'a> {
         self.host.run(&format!("/root/kit/lathe-vmm ask {}/control '{command}'", self.folder))
     }
 
     /// Waits for the monitor's own end.
-    fn ends(self) -> Outcome<'a> {
+    pub fn ends(self) -> Outcome<'a> {
         self.running.finish_within(BOOT_LIMIT)
     }
 
     /// Shuts the guest down from inside and expects that the monitor ends well.
-    fn powers_off(self) {
+    pub fn powers_off(self) {
         // The command's own end and the guest's race.
         self.exec("poweroff");
         self.ends().expect_ok();
