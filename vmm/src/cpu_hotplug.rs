@@ -14,17 +14,21 @@
 //! ```text
 //!           plug                     ask back                  eject (asked for)
 //! absent ─────────▶ plugged, event ───────────▶ asked, event ────────────────────▶ absent: parked, kicked
-//!                        ▲                          │
-//!                        └────────── wanted again ──┘   the guest may be half-way through: an eject that comes now is refused
-//!                                                       and answered with a new insert event
+//!                        ▲                          │                                 │
+//!                        └────────── wanted again ──┘      plug again, if still wanted ◀──┘
 //! ```
 //!
-//! The guest is believed nothing: only what was asked for is ejected, never vCPU 0, and an ejected vCPU's thread is sent to the
+//! A guest can be half-way through with a request when the vCPU is wanted again. The eject that it comes with then is obeyed, and the
+//! vCPU plugged in once more: Linux takes a refused eject badly ("Eject incomplete"; from 6.10 on the processor stays offline and
+//! without any further event). It looks whether the eject has worked, by `_STA`, so nothing is plugged in again before it has looked.
+//!
+//! The guest is believed nothing: only what it was asked for is ejected, once, never vCPU 0, and an ejected vCPU's thread is sent to the
 //! [`Gate`] where it waits, parked, for its next use. Nothing here waits for anybody. Events outlive the guest's inattention: they
 //! stay until NEXT is read, and the interrupt stays up until EVENTS of [`crate::power`] is.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::control::definition::MAX_CPUS;
 use crate::gate::{Gate, first};
 use crate::notices::Notices;
 use crate::power::{self, PowerRegisters};
@@ -60,6 +64,8 @@ pub struct Census {
     pub target: u32,
     /// The vCPUs that it has, a bit mask.
     pub present: u64,
+    /// Those that it has given back although they are wanted by now, and that can be plugged in again; likewise.
+    pub missing: u64,
     /// How many of those that it was asked to give back it has refused to.
     pub refused: u32,
 }
@@ -87,12 +93,39 @@ struct State {
     eject: u64,
     /// Asked back, so an eject is obeyed.
     asked: u64,
-    /// Were asked back, the guest may know it, and are wanted again.
-    withdrawn: u64,
+    /// Ejected, and the guest has not looked since.
+    leaving: u64,
     /// The guest has said that it has taken them.
     taken: u64,
     /// The guest has said that it does not give them back.
     refused: u64,
+    /// By vCPU: eject requests that NEXT has given out and that the guest has not answered. For each an eject is obeyed even when
+    /// the vCPU is wanted again.
+    told: Told,
+}
+
+#[derive(Debug)]
+struct Told([u8; MAX_CPUS as usize]);
+
+impl Default for Told {
+    fn default() -> Self {
+        Self([0; MAX_CPUS as usize])
+    }
+}
+
+impl Told {
+    fn add(&mut self, id: u32) {
+        if let Some(count) = self.0.get_mut(id as usize) {
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// One request is answered; says whether there was one.
+    fn take(&mut self, id: u32) -> bool {
+        let Some(count) = self.0.get_mut(id as usize).filter(|count| **count > 0) else { return false };
+        *count -= 1;
+        true
+    }
 }
 
 impl State {
@@ -101,21 +134,30 @@ impl State {
         *self = Self { target, present: first(target), taken: first(target), ..Self::default() };
     }
 
-    /// A new target: what is missing is plugged in, what is too much asked back. Returns what was plugged in.
-    fn aim(&mut self, target: u32) -> u64 {
+    /// A new target: what is missing is plugged in if it is among those that are `ready`, what is too much asked back. Returns what
+    /// was plugged in.
+    fn aim(&mut self, target: u32, ready: u64) -> u64 {
         let wanted = first(target);
-        let plugged = wanted & !self.present;
         self.target = target;
-        self.present |= plugged;
-        self.taken &= !plugged;
-        // Those that the guest has been told to give back and has not been told otherwise.
-        self.withdrawn |= self.asked & wanted & !self.eject;
+        let plugged = self.plug(ready);
         self.asked = self.present & !wanted;
-        self.withdrawn &= !self.asked;
         self.eject = self.asked;
         self.insert |= wanted & self.present & !self.taken;
         self.refused = 0;
         plugged
+    }
+
+    /// Plugs in what is missing and ready, and returns it.
+    fn plug(&mut self, ready: u64) -> u64 {
+        let plugged = self.missing() & ready;
+        self.present |= plugged;
+        self.insert |= plugged;
+        plugged
+    }
+
+    /// What can be plugged in.
+    fn missing(&self) -> u64 {
+        first(self.target) & !self.present & !self.leaving
     }
 
     fn has_events(&self) -> bool {
@@ -131,19 +173,31 @@ impl State {
         } else if self.eject != 0 {
             let id = self.eject.ilog2();
             self.eject &= !(1 << id);
+            self.told.add(id);
             id as u8 | NEXT_EJECT
         } else {
             NO_EVENT
         }
     }
 
-    fn status(&self, id: u16) -> u8 {
-        if self.present & (1 << id) != 0 { PRESENT } else { 0 }
+    fn status(&mut self, id: u16) -> (u8, Effects) {
+        let value = if self.present & (1 << id) != 0 { PRESENT } else { 0 };
+        (value, self.left(1 << id))
+    }
+
+    /// The guest knows that they are gone.
+    fn left(&mut self, cpus: u64) -> Effects {
+        let before = self.missing();
+        self.leaving &= !cpus;
+        Effects { notify: self.missing() != before, ..Effects::default() }
     }
 
     fn ejected(&mut self, id: u16) -> Effects {
-        let bit = 1u64 << id;
-        if id != 0 && self.asked & bit != 0 {
+        let (bit, told) = (1u64 << id, self.told.take(id.into()));
+        if id == 0 || self.present & bit == 0 {
+            return Effects::default();
+        }
+        if told || self.asked & bit != 0 {
             for set in [
                 &mut self.present,
                 &mut self.asked,
@@ -154,13 +208,10 @@ impl State {
             ] {
                 *set &= !bit;
             }
+            self.leaving |= bit;
             return Effects { park: bit, notify: true, raise: false };
         }
-        if self.withdrawn & bit == 0 {
-            return Effects::default();
-        }
-        // It has let go of a vCPU that it shall keep; as far as it knows this one is gone.
-        self.withdrawn &= !bit;
+        // Its own idea. Before Linux 6.10 it has let go of the vCPU all the same, and takes it again.
         self.insert |= bit;
         self.taken &= !bit;
         Effects { raise: true, ..Effects::default() }
@@ -171,8 +222,12 @@ impl State {
         let (bit, status) = (1u64.checked_shl(id.into()).unwrap_or(0), (value >> 16) as u16);
         let (set, members) = match (event, status) {
             (OST_BUS_CHECK | OST_DEVICE_CHECK, OST_SUCCESS) => (&mut self.taken, self.present),
-            (OST_EJECT_REQUEST, OST_SUCCESS | OST_EJECT_IN_PROGRESS) => return Effects::default(),
-            (OST_EJECT_REQUEST, _) => (&mut self.refused, self.asked),
+            (OST_EJECT_REQUEST, OST_EJECT_IN_PROGRESS) => return Effects::default(),
+            (OST_EJECT_REQUEST, OST_SUCCESS) => return self.left(bit),
+            (OST_EJECT_REQUEST, _) => {
+                self.told.take(id.into());
+                (&mut self.refused, self.asked)
+            }
             _ => return Effects::default(),
         };
         let news = bit & members & !*set;
@@ -182,7 +237,8 @@ impl State {
     }
 
     fn census(&self) -> Census {
-        Census { target: self.target, present: self.present, refused: self.refused.count_ones() }
+        let (refused, missing) = (self.refused.count_ones(), self.missing());
+        Census { target: self.target, present: self.present, missing, refused }
     }
 }
 
@@ -239,13 +295,28 @@ impl CpuHotplug {
         self.gate.unpark(state.present);
     }
 
-    /// Asks the guest to have `target` vCPUs. Those that are to be plugged in are in their reset state and stand still.
-    pub fn aim(&self, target: u32) {
+    /// Asks the guest to have `target` vCPUs. Those that are `ready`, a bit mask, are in their reset state and stand still. What is
+    /// missing and not ready is reported to the main thread.
+    pub fn aim(&self, target: u32, ready: u64) {
         let mut state = self.lock();
-        let plugged = state.aim(target);
-        self.gate.unpark(plugged);
+        let plugged = state.aim(target, ready);
+        self.plugged(&state, plugged);
+    }
+
+    /// Plugs in again what the guest has ejected although it is wanted by now, likewise.
+    pub fn plug(&self, ready: u64) {
+        let mut state = self.lock();
+        let plugged = state.plug(ready);
+        self.plugged(&state, plugged);
+    }
+
+    fn plugged(&self, state: &State, cpus: u64) {
+        self.gate.unpark(cpus);
         if state.has_events() {
             self.power.raise(power::EVENT_CPUS);
+        }
+        if state.missing() != 0 {
+            self.notices.cpus_changed();
         }
     }
 
@@ -254,7 +325,13 @@ impl CpuHotplug {
         data.fill(0);
         let Some(first) = data.first_mut() else { return };
         *first = match offset {
-            0..NEXT => self.lock().status(offset),
+            0..NEXT => {
+                let (status, effects) = self.lock().status(offset);
+                if effects.notify {
+                    self.notices.cpus_changed();
+                }
+                status
+            }
             NEXT => self.lock().next(),
             _ => 0,
         };

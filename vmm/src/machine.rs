@@ -280,7 +280,7 @@ impl Machine {
     /// vCPUs now.
     pub fn cpu_status(&self) -> CpuStatus {
         let cpus = &self.shared.bus.cpus;
-        let cpu_hotplug::Census { target, present, refused } = cpus.census();
+        let cpu_hotplug::Census { target, present, refused, .. } = cpus.census();
         let (possible, vcpu_tids) = (cpus.possible(), self.vcpus.tids());
         CpuStatus { possible, target, present: present.count_ones(), refused, vcpu_tids }
     }
@@ -320,14 +320,27 @@ impl Machine {
     /// As [`Machine::prepare_cpus`].
     pub fn set_cpus(&self, count: u32) -> Result<CpuStatus, MachineError> {
         self.check_cpus(count)?;
-        self.vcpus.renew(count, SETTLE_LIMIT)?;
+        let ready = self.vcpus.renew(count, SETTLE_LIMIT)?;
         if self.ran.load(Ordering::Acquire) {
-            self.shared.bus.cpus.aim(count);
+            self.shared.bus.cpus.aim(count, ready);
         } else {
             self.shared.bus.cpus.adopt(count);
             acpi::write(&self.memory.memory(), self.cpu_shape(), self.images.hot_slots)?;
         }
         Ok(self.cpu_status())
+    }
+
+    /// Plugs those vCPUs in again that the guest has ejected although they are wanted by now.
+    ///
+    /// # Errors
+    /// As [`Machine::set_cpus`].
+    pub fn plug_missing_cpus(&self) -> Result<(), MachineError> {
+        let cpus = &self.shared.bus.cpus;
+        let census = cpus.census();
+        if census.missing != 0 {
+            cpus.plug(self.vcpus.renew(census.target, SETTLE_LIMIT)?);
+        }
+        Ok(())
     }
 
     /// Asks the guest to plug this much.

@@ -329,6 +329,12 @@ impl Monitor {
         if panicked && self.panic.is_none() && self.on_guest_panic() {
             return;
         }
+        // A reset plugs in what is missing by itself.
+        let plugged =
+            self.machine.as_ref().filter(|_| cpus && halt.is_none()).map(Machine::plug_missing_cpus);
+        if let Some(Err(error)) = plugged {
+            return self.end(ExitReason::Crash { message: format!("cannot plug a vCPU in again: {error}") });
+        }
         match halt {
             None => {}
             Some(Halt::PowerOff) => self.end(ExitReason::PowerOff),

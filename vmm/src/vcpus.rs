@@ -126,15 +126,16 @@ impl Vcpus {
         Err(host("start a vCPU thread")(failed))
     }
 
-    /// Brings those of vCPUs `0..count` that the guest does not have into their reset state, ready to be plugged in.
+    /// Brings those of vCPUs `0..count` that the guest does not have into their reset state, ready to be plugged in, and says which they
+    /// are, as a bit mask.
     ///
     /// # Errors
     /// As [`Vcpus::prepare`]; [`MachineError::Stuck`] when they do not get there within `limit`.
-    pub fn renew(&self, count: u32, limit: Duration) -> Result<(), MachineError> {
+    pub fn renew(&self, count: u32, limit: Duration) -> Result<u64, MachineError> {
         self.prepare(count)?;
         let spare = first(count) & !self.shared.bus.cpus.census().present;
         self.shared.gate.renew(spare);
-        if self.shared.gate.renewed_within(spare, limit) { Ok(()) } else { Err(MachineError::Stuck) }
+        if self.shared.gate.renewed_within(spare, limit) { Ok(spare) } else { Err(MachineError::Stuck) }
     }
 
     /// Ends all threads; there is nothing to be done with the vCPUs any more.
