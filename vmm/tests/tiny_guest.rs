@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use lathe_vmm::control::wire::{
-    Answer, Command, Event, ExitReason, MachineConfig, OnPanic, OnReboot, Phase, Refusal, Status,
+    Answer, Command, CpuStatus, Event, ExitReason, MachineConfig, OnPanic, OnReboot, Phase, Refusal, Status,
 };
 use lathe_vmm::monitor::Monitor;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -69,22 +69,18 @@ fn image(bytes: &[u8]) -> OwnedFd {
 
 /// A defined machine and the other end of its console.
 fn define(kernel: &[u8], on_reboot: OnReboot, cpus: u32) -> Option<(Monitor, UnixStream)> {
-    define_for_panic(kernel, on_reboot, OnPanic::Report, cpus)
+    define_with(kernel, |config| (config.cpus, config.on_reboot) = (cpus, on_reboot))
 }
 
-fn define_for_panic(
-    kernel: &[u8],
-    on_reboot: OnReboot,
-    on_panic: OnPanic,
-    cpus: u32,
-) -> Option<(Monitor, UnixStream)> {
+/// Likewise; `change` makes the configuration differ from that of a machine with one vCPU.
+fn define_with(kernel: &[u8], change: impl FnOnce(&mut MachineConfig)) -> Option<(Monitor, UnixStream)> {
     let kvm = kvm()?;
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_read_timeout(Some(LIMIT)).unwrap();
     let mut monitor = Monitor::new().unwrap();
-    let config = MachineConfig {
+    let mut config = MachineConfig {
         kvm: 0,
-        cpus,
+        cpus: 1,
         cpus_max: None,
         memory_bytes: 64 << 20,
         memory_max_bytes: None,
@@ -98,9 +94,10 @@ fn define_for_panic(
         nics: vec![],
         vsock: None,
         rng: true,
-        on_reboot,
-        on_panic,
+        on_reboot: OnReboot::Reboot,
+        on_panic: OnPanic::Report,
     };
+    change(&mut config);
     let fds = vec![kvm.into(), image(kernel), theirs.into()];
     monitor.execute(Command::Define(Box::new(config)), fds).unwrap();
     Some((monitor, ours))
@@ -116,6 +113,13 @@ fn start(monitor: &mut Monitor, cpus: usize) -> Vec<i32> {
             assert_eq!(vcpu_tids.len(), cpus);
             vcpu_tids
         }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn cpus(monitor: &mut Monitor, command: Command) -> CpuStatus {
+    match do_now(monitor, command).unwrap() {
+        Answer::Cpus(status) => status,
         other => panic!("{other:?}"),
     }
 }
@@ -200,7 +204,9 @@ fn a_panic_is_told_once_and_does_what_is_configured() {
     code.extend(out(PANIC.0, PANIC.1));
     code.extend([0xeb, 0xf7]);
     for on_panic in [OnPanic::Report, OnPanic::Pause, OnPanic::Reboot, OnPanic::End] {
-        let defined = define_for_panic(&elf(&code), OnReboot::End, on_panic, 1);
+        let defined = define_with(&elf(&code), |config| {
+            (config.on_reboot, config.on_panic) = (OnReboot::End, on_panic)
+        });
         let Some((mut monitor, _console)) = defined else { return };
         start(&mut monitor, 1);
         do_now(&mut monitor, Command::Go {}).unwrap();
@@ -274,4 +280,191 @@ fn a_corrupt_kernel_is_refused_at_start_and_another_one_can_be_defined() {
         assert!(refusal.message.contains(says), "{}", refusal.message);
         assert_eq!(monitor.phase(), Phase::Empty);
     }
+}
+
+/// Status port of vCPU 0; the others follow.
+const CPU_STATUS: u16 = 0x640;
+/// The register that names the next vCPU with an event.
+const CPU_NEXT: u16 = 0x680;
+
+/// `mov dx, port; in al, dx`
+fn input(port: u16) -> Vec<u8> {
+    let p = port.to_le_bytes();
+    vec![0x66, 0xba, p[0], p[1], 0xec]
+}
+
+/// `cmp al, value; jne back by all of this and `body`'s length`: runs `body` until AL has the value.
+fn until(value: u8, body: &[u8]) -> Vec<u8> {
+    let back = -i8::try_from(body.len() + 4).unwrap();
+    [body, &[0x3c, value, 0x75, back as u8]].concat()
+}
+
+/// `cmp al, value; jne` past power-off with nothing said, else go on.
+fn expect(value: u8) -> Vec<u8> {
+    let stop = out(POWER_OFF.0, POWER_OFF.1);
+    [&[0x3c, value, 0x74, stop.len() as u8], stop.as_slice()].concat()
+}
+
+#[test]
+fn a_vcpu_is_plugged_in_ejected_and_plugged_in_again_by_the_same_thread() {
+    let code = [
+        // All that there is to eject and was not asked for; ports that are not there.
+        (0..16).flat_map(|id| out(CPU_STATUS + id, 1)).collect(),
+        out(0x681, 1),
+        out(0x687, 1),
+        // Plugged in: an event, and then none.
+        until(1, &input(CPU_NEXT)),
+        input(CPU_NEXT),
+        expect(0xff),
+        input(CPU_STATUS + 1),
+        expect(0x0f),
+        out(CPU_STATUS + 1, 1),
+        input(CPU_STATUS + 1),
+        expect(0x0f),
+        out(0x3f8, b'a'),
+        // Asked back.
+        until(0x41, &input(CPU_NEXT)),
+        out(CPU_STATUS, 1),
+        out(CPU_STATUS + 1, 1),
+        input(CPU_STATUS + 1),
+        expect(0),
+        input(CPU_STATUS),
+        expect(0x0f),
+        out(0x3f8, b'b'),
+        // And again.
+        until(1, &input(CPU_NEXT)),
+        out(0x3f8, b'c'),
+        SPIN.to_vec(),
+    ]
+    .concat();
+    let Some((mut monitor, mut console)) = define_with(&elf(&code), |config| config.cpus_max = Some(3))
+    else {
+        return;
+    };
+    let tids = start(&mut monitor, 1);
+    let refusal = do_now(&mut monitor, Command::SetCpus { count: 4 }).unwrap_err();
+    assert_eq!(
+        (refusal.code.as_str(), refusal.message.as_str()),
+        ("bad-request", "4 vCPUs; 1 to 3 are possible")
+    );
+    do_now(&mut monitor, Command::Go {}).unwrap();
+    let prepared = cpus(&mut monitor, Command::PrepareCpus { count: 2 });
+    assert_eq!((prepared.present, prepared.target, prepared.vcpu_tids.len()), (1, 1, 2));
+    assert_eq!(prepared.vcpu_tids[0], tids[0]);
+    let mut says = |expected: u8, monitor: &mut Monitor| {
+        let mut byte = [0];
+        console.read_exact(&mut byte).unwrap();
+        assert_eq!(char::from(byte[0]), char::from(expected), "{:?}", status(monitor));
+    };
+    let plugged = cpus(&mut monitor, Command::SetCpus { count: 2 });
+    assert_eq!((plugged.present, plugged.target, &plugged.vcpu_tids), (2, 2, &prepared.vcpu_tids));
+    says(b'a', &mut monitor);
+    cpus(&mut monitor, Command::SetCpus { count: 1 });
+    says(b'b', &mut monitor);
+    serve(&mut monitor, |m| {
+        m.take_events().iter().any(|e| matches!(e, Event::CpusChanged(now) if now.present == 1))
+    });
+    do_now(&mut monitor, Command::Pause {}).unwrap();
+    assert_eq!(cpus(&mut monitor, Command::SetCpus { count: 2 }).vcpu_tids, prepared.vcpu_tids);
+    do_now(&mut monitor, Command::Resume {}).unwrap();
+    says(b'c', &mut monitor);
+    do_now(&mut monitor, Command::Quit {}).unwrap();
+    assert_eq!(monitor.exit(), Some(&ExitReason::Quit));
+}
+
+/// In long mode: wakes vCPU 1 by INIT and SIPI through the APIC's registers at 0xfee00000, which the first GiB's page tables do not
+/// map, so the guest maps them first.
+fn wake_vcpu_1() -> Vec<u8> {
+    // mov dword [address], value: the fourth GiB's page directory, at 0x11000, and its entry for the APIC: 2 MiB, present, writable.
+    let mut code = Vec::new();
+    for (address, value) in [(0xa018u32, 0x1_1003u32), (0x1_1fb8, 0xfee0_0083)] {
+        code.extend([0xc7, 0x04, 0x25]);
+        code.extend(address.to_le_bytes());
+        code.extend(value.to_le_bytes());
+    }
+    // mov ebx, 0xfee00000 (zero-extends)
+    code.extend([0xbb, 0, 0, 0xe0, 0xfe]);
+    // Spurious vector register: APIC enabled.
+    code.extend([0xc7, 0x83, 0xf0, 0, 0, 0, 0xff, 1, 0, 0]);
+    // Interrupt commands to APIC 1: INIT; SIPI with vector 0x10 (address 0x10000).
+    for command in [0x4500u32, 0x4610] {
+        code.extend([0xc7, 0x83, 0x10, 3, 0, 0, 0, 0, 0, 1]);
+        code.extend([0xc7, 0x83, 0, 3, 0, 0]);
+        code.extend(command.to_le_bytes());
+    }
+    code
+}
+
+#[test]
+fn a_spare_vcpu_runs_nothing_whatever_the_guest_sends_to_it() {
+    // Real-mode code at 0x10000: writes an S to the console, then stays.
+    let other = [0xba, 0xf8, 0x03, 0xb0, b'S', 0xee, 0xeb, 0xfe];
+    let place: Vec<u8> = other
+        .iter()
+        .enumerate()
+        .flat_map(|(at, byte)| [0xc6, 0x04, 0x25, at as u8, 0, 1, 0, *byte])
+        .collect();
+    let code = [
+        place,
+        wake_vcpu_1(),
+        // Time for the other one to speak, then plugged in: wake it again.
+        vec![0xb9, 0, 0, 1, 0, 0xff, 0xc9, 0x75, 0xfc],
+        out(0x3f8, b'.'),
+        until(1, &input(CPU_NEXT)),
+        wake_vcpu_1(),
+        SPIN.to_vec(),
+    ]
+    .concat();
+    let Some((mut monitor, mut console)) = define_with(&elf(&code), |config| config.cpus_max = Some(2))
+    else {
+        return;
+    };
+    start(&mut monitor, 1);
+    cpus(&mut monitor, Command::PrepareCpus { count: 2 });
+    do_now(&mut monitor, Command::Go {}).unwrap();
+    let mut byte = [0];
+    console.read_exact(&mut byte).unwrap();
+    assert_eq!(byte, *b".");
+    cpus(&mut monitor, Command::SetCpus { count: 2 });
+    console.read_exact(&mut byte).unwrap();
+    assert_eq!(byte, *b"S");
+    do_now(&mut monitor, Command::Quit {}).unwrap();
+}
+
+#[test]
+fn a_reset_keeps_the_number_of_vcpus_that_was_asked_for_last() {
+    // Speaks the status of vCPU 2, then waits for an event of any vCPU (cmp al, 0xff; je back), then resets.
+    let code = [
+        input(CPU_STATUS + 2),
+        vec![0x04, b'0', 0x66, 0xba, 0xf8, 0x03, 0xee],
+        input(CPU_NEXT),
+        vec![0x3c, 0xff, 0x74, 0xf7],
+        out(RESET.0, RESET.1),
+        SPIN.to_vec(),
+    ]
+    .concat();
+    let Some((mut monitor, mut console)) = define_with(&elf(&code), |config| config.cpus_max = Some(3))
+    else {
+        return;
+    };
+    start(&mut monitor, 1);
+    // Before the first instruction a target is simply the shape.
+    assert_eq!(cpus(&mut monitor, Command::SetCpus { count: 2 }).present, 2);
+    do_now(&mut monitor, Command::Go {}).unwrap();
+    let mut says = || {
+        let mut byte = [0];
+        console.read_exact(&mut byte).unwrap();
+        byte[0] - b'0'
+    };
+    assert_eq!(says(), 0);
+    cpus(&mut monitor, Command::SetCpus { count: 3 });
+    serve(&mut monitor, |m| status(m).reboots == 1);
+    assert_eq!(says(), 0x0f);
+    // The guest does not eject it, but resets: it is gone then.
+    cpus(&mut monitor, Command::SetCpus { count: 1 });
+    serve(&mut monitor, |m| status(m).reboots == 2);
+    assert_eq!(says(), 0);
+    let now = status(&mut monitor).cpus.unwrap();
+    assert_eq!((now.present, now.target, now.vcpu_tids.len()), (1, 1, 3));
+    do_now(&mut monitor, Command::Quit {}).unwrap();
 }
