@@ -162,6 +162,10 @@ pub struct Name(pub String);
 #[derive(Debug)]
 pub struct ImageName(pub String);
 
+/// The `{id}` of an operation's path: a machine's name, `-` and a number.
+#[derive(Debug)]
+pub struct OperationId(pub String);
+
 async fn path_name<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<String, Problem> {
     let path = Path::<String>::from_request_parts(parts, state).await;
     path.map(|Path(name)| name).map_err(|rejection| bad("bad-name", rejection.body_text()))
@@ -184,6 +188,20 @@ impl<S: Send + Sync> FromRequestParts<S> for ImageName {
         let name = path_name(parts, state).await?;
         check_image_name(&name)?;
         Ok(Self(name))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for OperationId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let id = path_name(parts, state).await?;
+        let (name, number) = id.rsplit_once('-').unwrap_or((&id, ""));
+        check_name(name)?;
+        if number.parse::<u64>().is_err() {
+            return Err(bad("bad-name", format!("{} cannot be an operation's id", quoted(&id))).into());
+        }
+        Ok(Self(id))
     }
 }
 

@@ -8,8 +8,9 @@ use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc};
 
 use super::wire::{
-    ClusterInit, ClusterView, DoctorReport, EventView, HostView, JoinRequest, MachineView, PeerList,
-    PlanView, Removed, ResizeRequest, ResizeView, RunRequest, StopRequest, TokenView,
+    ClusterInit, ClusterView, DoctorReport, EventView, HostView, JoinRequest, MachineView, OperationList,
+    OperationView, PeerList, PlanView, Removed, ResizeRequest, ResizeView, RunRequest, StopRequest,
+    TokenView,
 };
 use crate::machines::{ConsoleHandle, Machines};
 use crate::problem::Problem;
@@ -54,6 +55,12 @@ pub trait Core: Send + Sync {
         request: &'a ResizeRequest,
         if_revision: Option<u64>,
     ) -> Reply<'a, PlanView>;
+    /// The operations of a machine.
+    fn operations<'a>(&'a self, name: &'a str) -> Reply<'a, OperationList>;
+    /// One operation.
+    fn operation<'a>(&'a self, id: &'a str) -> Reply<'a, OperationView>;
+    /// Ends an operation as if it had not been asked for.
+    fn cancel<'a>(&'a self, id: &'a str) -> Reply<'a, OperationView>;
     /// Powers a machine off.
     fn stop<'a>(&'a self, name: &'a str, request: StopRequest) -> Reply<'a, MachineView>;
     /// Starts a stopped machine.
@@ -135,6 +142,18 @@ impl Core for Machines {
         if_revision: Option<u64>,
     ) -> Reply<'a, PlanView> {
         Box::pin(Machines::plan_resize(self, name, request, if_revision))
+    }
+
+    fn operations<'a>(&'a self, name: &'a str) -> Reply<'a, OperationList> {
+        Box::pin(Machines::operations(self, name))
+    }
+
+    fn operation<'a>(&'a self, id: &'a str) -> Reply<'a, OperationView> {
+        Box::pin(Machines::operation(self, id))
+    }
+
+    fn cancel<'a>(&'a self, id: &'a str) -> Reply<'a, OperationView> {
+        Box::pin(Machines::cancel(self, id))
     }
 
     fn stop<'a>(&'a self, name: &'a str, request: StopRequest) -> Reply<'a, MachineView> {

@@ -11,6 +11,9 @@
 //! | `POST /v1/machines[?plan=true]` | [`RunRequest`] → 201 [`MachineView`], or [`PlanView`] | change |
 //! | `GET /v1/machines/{name}` | → [`MachineView`] with its revision as `ETag` | view |
 //! | `PATCH /v1/machines/{name}[?plan=true]` | [`ResizeRequest`], `If-Match: REVISION` → 200 or 202 [`ResizeView`], or [`PlanView`] | change |
+//! | `GET /v1/machines/{name}/operations` | → [`OperationList`] | view |
+//! | `GET /v1/operations/{id}` | → [`OperationView`] | view |
+//! | `DELETE /v1/operations/{id}` | cancels it → [`OperationView`] | change |
 //! | `POST /v1/machines/{name}/stop` | [`StopRequest`] → [`MachineView`] | change |
 //! | `POST /v1/machines/{name}/start` | → [`MachineView`] | change |
 //! | `DELETE /v1/machines/{name}?purge=bool&force=bool` | → [`Removed`] | change |
@@ -110,6 +113,18 @@ pub struct MachineView {
     pub net_rx_bytes: u64,
     /// Cumulative bytes from the guest.
     pub net_tx_bytes: u64,
+    /// milliCPU that it may have at most; `None`: what the host has.
+    #[serde(default)]
+    pub cpu_max_milli: Option<u64>,
+    /// Bytes that it may have at most; `None`: what the host has.
+    #[serde(default)]
+    pub memory_max_bytes: Option<u64>,
+    /// The change of its shape that is under way.
+    #[serde(default)]
+    pub operation: Option<OperationView>,
+    /// Milliseconds since the epoch, when what was asked for a time goes back.
+    #[serde(default)]
+    pub back_unix_msec: Option<u64>,
 }
 
 /// A machine's life.
@@ -164,10 +179,16 @@ pub struct RunRequest {
     pub name: String,
     /// milliCPU, at least 50.
     pub cpu_milli: u64,
-    /// vCPUs; otherwise as few as carry `cpu_milli`.
+    /// milliCPU that it may have at most; `None`: what the host has.
+    #[serde(default)]
+    pub cpu_max_milli: Option<u64>,
+    /// vCPUs at least; otherwise as few as carry `cpu_milli`.
     pub vcpus: Option<u32>,
     /// Bytes, a multiple of 2 MiB, at least 64 MiB.
     pub memory_bytes: u64,
+    /// Bytes that it may have at most, a multiple of 2 MiB; `None`: what the host has.
+    #[serde(default)]
+    pub memory_max_bytes: Option<u64>,
     /// bit/s each way; `None`: no limit.
     pub net_bit_per_sec: Option<u64>,
     /// `false`: no network card (`--net none`).
@@ -226,6 +247,81 @@ pub struct ResizeRequest {
     pub net_bit_per_sec: Option<u64>,
     /// I/O operations per second; 0: no limit.
     pub iops: Option<u64>,
+    /// Seconds after which what this changes goes back to what it was, 1..=31536000; `None`: it stays.
+    #[serde(default)]
+    pub for_sec: Option<u64>,
+    /// Back to the shape before the last operation; no amounts then.
+    #[serde(default)]
+    pub undo: bool,
+    /// Milliseconds until the operation ends whatever is in force, 1..=86400000; `None`: 30 s.
+    #[serde(default)]
+    pub deadline_msec: Option<u64>,
+    /// What becomes of what is not in force then.
+    #[serde(default)]
+    pub deadline_action: DeadlineAction,
+    /// Milliseconds to wait for the end before answering 202; `None`: until it ends.
+    #[serde(default)]
+    pub wait_msec: Option<u64>,
+}
+
+/// What the deadline of a resize does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeadlineAction {
+    /// What was asked for stays desired, and is gone on with in the background.
+    #[default]
+    Keep,
+    /// Back to what it was.
+    Revert,
+}
+
+/// A shape that is asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ShapeView {
+    /// milliCPU.
+    pub cpu_milli: u64,
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// bit/s each way; 0: no limit.
+    pub net_bit_per_sec: u64,
+    /// I/O operations per second; 0: no limit.
+    pub iops: u64,
+}
+
+/// One change of a machine's shape, under way or over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperationView {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// Its id: machine name and number.
+    pub operation: String,
+    /// Machine name.
+    pub name: String,
+    /// `under-way` until it ends.
+    pub outcome: ResizeOutcome,
+    /// In words, why it ended so; while it is under way what is not in force yet.
+    pub reason: String,
+    /// Goes on after the deadline of another; it has none itself.
+    pub background: bool,
+    /// Milliseconds since the epoch.
+    pub began_unix_msec: u64,
+    /// Milliseconds since the epoch, when it ends at the latest.
+    pub deadline_unix_msec: Option<u64>,
+    /// Milliseconds since the epoch, when it ended.
+    pub ended_unix_msec: Option<u64>,
+    /// What was desired before.
+    pub from: ShapeView,
+    /// What it leads to.
+    pub to: ShapeView,
+}
+
+/// Operations of one machine.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct OperationList {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// The newest last; those that are over are kept for a while.
+    pub operations: Vec<OperationView>,
 }
 
 /// How a resize ended.
@@ -238,11 +334,13 @@ pub enum ResizeOutcome {
     Applied,
     /// Some of it is; `reason` says why.
     Partial,
-    /// Nothing changed; `reason` says why.
+    /// What was desired before is desired again; `reason` says why.
     Failed,
+    /// It has not ended yet; `reason` says what is missing.
+    UnderWay,
 }
 
-/// A resize that has ended, as `lathe resize --json` prints it.
+/// A resize that has ended, or whose waiting has, as `lathe resize --json` prints it.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ResizeView {
     /// Always [`SCHEMA`].

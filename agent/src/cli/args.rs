@@ -137,15 +137,21 @@ fn bounds<T: std::str::FromStr<Err = lathe_shard::ParseAmountError> + PartialOrd
 pub struct RunArgs {
     /// Name: 1 to 28 of a-z 0-9 -, beginning with a letter
     pub name: String,
-    /// CPUs, fractional (0.37, 370m); with AT-MOST enough vCPUs are made to grow to it
+    /// CPUs, fractional (0.37, 370m); without AT-MOST it may grow to what the host has
     #[arg(long, default_value = "1", value_name = "NOW[..AT-MOST]", value_parser = bounds::<MilliCpu>)]
     pub cpu: Bounds<MilliCpu>,
-    /// vCPUs, when it shall be another number than --cpu needs
+    /// CPUs at most
+    #[arg(long, value_name = "CPUS")]
+    pub cpu_max: Option<MilliCpu>,
+    /// vCPUs at least, when it shall be more than --cpu needs
     #[arg(long, value_name = "N")]
     pub vcpus: Option<u32>,
-    /// Memory (512M, 1.5G)
-    #[arg(long, default_value = "512M", value_name = "BYTES")]
-    pub memory: Bytes,
+    /// Memory (512M, 1.5G); without AT-MOST it may grow to what the host has
+    #[arg(long, default_value = "512M", value_name = "NOW[..AT-MOST]", value_parser = bounds::<Bytes>)]
+    pub memory: Bounds<Bytes>,
+    /// Memory at most
+    #[arg(long, value_name = "BYTES")]
+    pub memory_max: Option<Bytes>,
     /// Bandwidth each way (40mbit), or none for no network card
     #[arg(long, value_name = "RATE|none", value_parser = net)]
     pub net: Option<Net>,

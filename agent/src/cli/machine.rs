@@ -76,12 +76,13 @@ async fn run_request(uploads: &mut Uploads<'_>, args: &RunArgs) -> Result<RunReq
     for text in &args.disk {
         disks.push(disk(uploads, text).await?);
     }
-    let for_max = args.cpu.max.map(|max| u32::try_from(max.0.div_ceil(1000)).unwrap_or(u32::MAX));
     Ok(RunRequest {
         name: args.name.clone(),
         cpu_milli: args.cpu.now.0,
-        vcpus: args.vcpus.or(for_max),
-        memory_bytes: args.memory.0,
+        cpu_max_milli: args.cpu_max.or(args.cpu.max).map(|MilliCpu(milli)| milli),
+        vcpus: args.vcpus,
+        memory_bytes: args.memory.now.0,
+        memory_max_bytes: args.memory_max.or(args.memory.max).map(|Bytes(bytes)| bytes),
         net_bit_per_sec: match args.net {
             Some(Net::Rate(rate)) => Some(rate.0),
             _ => None,
@@ -336,6 +337,7 @@ fn resize_request(args: &ResizeArgs, now: &MachineView) -> Result<ResizeRequest,
             .transpose()?,
         net_bit_per_sec: args.net.map(net).transpose()?,
         iops: args.iops.map(iops).transpose()?,
+        ..ResizeRequest::default()
     };
     if request == ResizeRequest::default() {
         return Err(Problem::new(
@@ -379,7 +381,7 @@ pub async fn resize(client: &Client, json: bool, args: &ResizeArgs) -> Verdict {
     }
     Ok(match view.outcome {
         ResizeOutcome::Unchanged | ResizeOutcome::Applied => exit::DONE,
-        ResizeOutcome::Partial => exit::CONVERGING,
+        ResizeOutcome::Partial | ResizeOutcome::UnderWay => exit::CONVERGING,
         ResizeOutcome::Failed => exit::FAILED,
     })
 }
@@ -408,6 +410,7 @@ fn resize_text(request: &ResizeRequest, before: &MachineView, after: &ResizeView
         ResizeOutcome::Applied => "applied",
         ResizeOutcome::Partial => "partial",
         ResizeOutcome::Failed => "failed",
+        ResizeOutcome::UnderWay => "under way",
     };
     let mut text = format!(
         "{}   {outcome} in {}   revision {}\n",

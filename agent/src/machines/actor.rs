@@ -19,8 +19,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::core::{Core, Entry, Usage};
 use super::launch::{self, Live};
 use super::life::{self, Decision, Effect, End, EndKind, Event, Life, Refused, Rules};
-use super::{files, guest, resize};
-use crate::api::wire::{ResizeRequest, ResizeView};
+use super::resize::Shaper;
+use super::{files, guest, resize, shape};
+use crate::api::wire::{OperationView, ResizeRequest, ResizeView};
 use crate::monitor::Notice;
 use crate::network::PortState;
 use crate::problem::{Kind, Problem};
@@ -43,7 +44,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 pub enum Ask {
     /// An event from outside; answered when it was decided, not when it is done.
     Event(Event, oneshot::Sender<Result<(), Problem>>),
-    /// A change of shape, with the revision it is based on; answered when it has ended.
+    /// A change of shape, with the revision it is based on; answered when it has ended or goes on without the host.
     Resize(ResizeRequest, Option<u64>, oneshot::Sender<Result<ResizeView, Problem>>),
     /// Goes on after a restart of lathed; answered when it is decided how.
     Resume {
@@ -52,6 +53,10 @@ pub enum Ask {
         /// Told when decided.
         decided: oneshot::Sender<()>,
     },
+    /// Ends an operation, by its number, as if it had not been asked for; answered when what was before is on its way back.
+    Cancel(u64, oneshot::Sender<Result<OperationView, Problem>>),
+    /// What came of a step of a change of shape.
+    Shape(shape::Event),
     /// The guest agent was found or lost.
     GuestAgent(bool),
 }
@@ -77,14 +82,17 @@ pub(super) struct Actor {
     guest: Option<AbortHandle>,
     since: Instant,
     attempts: u32,
+    pub(super) shape: Shaper,
 }
 
 impl Actor {
     /// Starts the machine's task, which begins with `first`.
     pub(super) fn spawn(core: Arc<Core>, entry: Arc<Entry>, asks: mpsc::Receiver<Ask>, first: Vec<Effect>) {
+        let shape = entry.with(|shared| Shaper::new(&shared.record));
         let actor = Self {
             core,
             entry,
+            shape,
             live: None,
             notices: None,
             exit: None,
@@ -105,6 +113,7 @@ impl Actor {
         self.carry_out(first).await;
         while self.life() != Life::Gone {
             let deadline = self.timer.unwrap_or_else(far_away);
+            let look = resize::wake(&self).map(Instant::from_std);
             tokio::select! {
                 ask = asks.recv() => match ask {
                     Some(ask) => self.take(ask).await,
@@ -114,6 +123,9 @@ impl Actor {
                 () = sleep_until(deadline), if self.timer.is_some() => {
                     self.timer = None;
                     self.happen(Event::TimeIsUp).await;
+                }
+                () = sleep_until(look.unwrap_or_else(far_away)), if look.is_some() => {
+                    resize::tick(&mut self).await;
                 }
             }
         }
@@ -143,7 +155,14 @@ impl Actor {
                 let _ = reply.send(resize::resize(self, &request, revision).await);
             }
             Ask::Resume { reboot, decided } => self.resume(reboot, decided).await,
-            Ask::GuestAgent(there) => self.entry.with(|shared| shared.guest_agent = there),
+            Ask::Cancel(number, reply) => {
+                let _ = reply.send(resize::cancel(self, number).await);
+            }
+            Ask::Shape(event) => resize::take_in(self, event).await,
+            Ask::GuestAgent(there) => {
+                self.entry.with(|shared| shared.guest_agent = there);
+                resize::take_in(self, shape::Event::Agent(there)).await;
+            }
         }
     }
 
@@ -200,7 +219,7 @@ impl Actor {
                 self.since = Instant::now();
             }
             if !life.holds_shards() {
-                record.booted = None;
+                (record.booted, record.holds) = (None, None);
             }
             let stored = self.core.store.apply(Change::Put(Box::new(record.clone()))).await;
             if let Err(problem) = &stored {
@@ -329,6 +348,7 @@ impl Actor {
                     shared.reboots = 0;
                 });
                 self.connect(started.live, started.notices).await;
+                resize::up(self, resize::Found::Started(started.placed)).await;
                 if first {
                     files::forget_uploads(&self.core.config, &record);
                 }
@@ -371,6 +391,7 @@ impl Actor {
             shared.launched = None;
             shared.guest_agent = false;
             shared.quota_milli = None;
+            shared.force = None;
             shared.port = PortState::default();
             shared.usage = Usage::default();
         });
@@ -386,7 +407,19 @@ impl Actor {
                 });
                 self.core.tell("machine-rebooted", &self.entry.name, format!("{} reboots", self.entry.name));
                 self.watch_guest();
+                resize::rebooted(self).await;
                 self.happen(Event::Rebooted).await;
+            }
+            Notice::Event(MonitorEvent::CpusChanged(status)) => {
+                resize::take_in(self, shape::Event::Cpus(status)).await;
+            }
+            Notice::Event(MonitorEvent::MemoryChanged(status)) => {
+                resize::take_in(self, shape::Event::Memory(status)).await;
+            }
+            Notice::Event(MonitorEvent::Phase(phase)) => {
+                let paused = phase == Phase::Paused;
+                resize::take_in(self, shape::Event::Paused(paused)).await;
+                self.follow_phase().await;
             }
             Notice::Event(MonitorEvent::DeviceNeedsReset { device, reason }) => {
                 let message = format!("{device} of {} stands still: {reason}", self.entry.name);
@@ -402,12 +435,8 @@ impl Actor {
                 let message = format!("{} reset itself by a triple fault", self.entry.name);
                 self.core.tell("machine-triple-fault", &self.entry.name, message);
             }
-            Notice::Event(MonitorEvent::Phase(_)) => self.follow_phase().await,
-            Notice::Event(
-                MonitorEvent::CpusChanged(_)
-                | MonitorEvent::MemoryChanged(_)
-                | MonitorEvent::DeviceDetached { .. },
-            ) => {}
+            Notice::Event(MonitorEvent::DeviceDetached { .. }) => {}
+            Notice::Answer(id, result) => resize::answered(self, id, result).await,
             Notice::Gone => {
                 let end = self.how_it_ended().await;
                 if self.since.elapsed() > PEACE {
@@ -492,6 +521,7 @@ impl Actor {
     /// Removes monitor, tap and socket, whatever there is.
     async fn clear(&mut self) {
         self.let_go();
+        resize::down(self).await;
         for attempt in 1..=CLEAR_ATTEMPTS {
             match self.try_clear().await {
                 Ok(()) => return,

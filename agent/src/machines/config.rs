@@ -126,8 +126,10 @@ pub(crate) mod tests {
         RunRequest {
             name: name.to_owned(),
             cpu_milli: 500,
+            cpu_max_milli: None,
             vcpus: None,
             memory_bytes: 64 << 20,
+            memory_max_bytes: None,
             net_bit_per_sec: None,
             net: false,
             iops: None,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use lathe_shard::Shape;
+use lathe_shard::{Bytes, MilliCpu, Shape};
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::actor::Ask;
@@ -14,6 +14,7 @@ use super::config::CoreConfig;
 use super::console::Console;
 use super::life::Life;
 use super::record::{Disk, Record};
+use super::shape::Force;
 use super::spec;
 use crate::api::wire::{EventView, HostResources, SCHEMA};
 use crate::host::Probe;
@@ -43,6 +44,7 @@ pub struct Core {
     pub(super) closing: AtomicBool,
     pub(super) kvm: PathBuf,
     pub(super) started: Instant,
+    started_unix_msec: u64,
     books: Mutex<Books>,
     machines: Mutex<BTreeMap<String, Arc<Entry>>>,
     events: broadcast::Sender<EventView>,
@@ -70,6 +72,8 @@ pub struct Entry {
     pub(super) asks: mpsc::Sender<Ask>,
     pub(super) console: Arc<Console>,
     pub(super) life: watch::Sender<Life>,
+    /// Number of the last operation that is over.
+    pub(super) ended: watch::Sender<u64>,
     shared: Mutex<Shared>,
 }
 
@@ -83,6 +87,10 @@ pub struct Shared {
     pub port: PortState,
     /// What its quota has in force, milliCPU.
     pub quota_milli: Option<u64>,
+    /// What is in force of its shape, while it runs.
+    pub force: Option<Force>,
+    /// What is not in force of it, in words.
+    pub short: String,
     /// The guest agent answers.
     pub guest_agent: bool,
     /// How often the guest has reset since it was started.
@@ -132,11 +140,14 @@ impl Entry {
             asks,
             console: Arc::new(Console::new(folder)),
             life: watch::Sender::new(record.life.clone()),
+            ended: watch::Sender::new(record.ended.last().map_or(0, |ended| ended.operation.number)),
             shared: Mutex::new(Shared {
                 record,
                 launched: None,
                 port: PortState::default(),
                 quota_milli: None,
+                force: None,
+                short: String::new(),
                 guest_agent: false,
                 reboots: 0,
                 problem: None,
@@ -175,6 +186,9 @@ impl Core {
             closing: AtomicBool::new(false),
             kvm: parts.kvm,
             started: Instant::now(),
+            started_unix_msec: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)),
             books: Mutex::new(parts.books),
             machines: Mutex::new(BTreeMap::new()),
             events: broadcast::channel(EVENT_QUEUE).0,
@@ -271,6 +285,22 @@ impl Core {
 
     pub(super) fn subscribe(&self) -> broadcast::Receiver<EventView> {
         self.events.subscribe()
+    }
+
+    /// What one machine could have if there were no other.
+    pub(super) fn most(&self) -> Shape {
+        let resources = *self.shape.borrow();
+        Shape {
+            cpu: MilliCpu(resources.cpu.capacity.saturating_sub(resources.cpu.reserved)),
+            memory: Bytes(resources.memory.capacity.saturating_sub(resources.memory.reserved)),
+            ..Shape::default()
+        }
+    }
+
+    /// Now, in milliseconds since the epoch as it was told when lathed started: this clock never goes backwards.
+    pub(super) fn now_msec(&self) -> u64 {
+        let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.started_unix_msec.saturating_add(elapsed)
     }
 
     pub(super) fn is_closing(&self) -> bool {

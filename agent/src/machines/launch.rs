@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lathe_cgroup::{Bytes, CpuPatch, MachineTree, MemoryPatch, MilliCpu, Patch};
+use lathe_vmm::control::definition::MAX_MEMORY;
 use lathe_vmm::control::wire::{
     Answer, Command, DiskConfig, FdIndex, MachineConfig, NicConfig, OnPanic, OnReboot, Phase, VsockConfig,
 };
@@ -24,6 +25,7 @@ use super::console::Console;
 use super::core::Core;
 use super::files;
 use super::record::{Booted, Disk, Initrd, Kernel, Record};
+use super::shape::HOT_RATIO;
 use crate::bootimage::{self, BootImageSpec};
 use crate::launcher::Launched;
 use crate::monitor::{Monitor, MonitorError, Notice};
@@ -39,6 +41,11 @@ const BOOT: &str = "/boot";
 const BUSYBOX: &str = "/usr/bin/busybox";
 /// What every guest is told: its console, and to end instead of hanging when it panics.
 const CMDLINE: &str = "console=ttyS0 panic=-1";
+
+/// For guests with memory that can be plugged in: it is brought online as it comes, and movable, so that it can be taken away again.
+const CMDLINE_HOT: &str = "memhp_default_state=online_movable";
+/// Linux brings memory online in blocks of this size, at least.
+const MEMORY_BLOCK_BYTES: u64 = 128 << 20;
 
 /// A monitor that runs guest code.
 pub struct Live {
@@ -56,6 +63,8 @@ pub struct Started {
     pub notices: mpsc::Receiver<Notice>,
     /// What it was started with.
     pub booted: Booted,
+    /// vCPU threads that are where they are limited.
+    pub placed: usize,
 }
 
 /// Descriptors of one message, and their indices.
@@ -138,7 +147,7 @@ pub async fn launch(core: &Core, record: &Record, console: &Arc<Console>) -> Res
         host_boot_id: core.boot_id.clone(),
         at_unix_sec: super::core::unix_sec(),
     };
-    Ok(Started { live: Live { monitor, launched }, notices, booted })
+    Ok(Started { live: Live { monitor, launched }, notices, booted, placed: vcpu_tids.len() })
 }
 
 /// Describes the machine and opens everything it needs; with our end of its console.
@@ -163,17 +172,18 @@ async fn define(
         nics.push(NicConfig { tap: handover.add(queue), mac: net.mac, mtu: None });
     }
     let listener = handover.add(vsock_listener(&core.config.socket_dir(&record.name))?);
+    let memory_max_bytes = memory_max(core, record);
     let config = MachineConfig {
         kvm,
         cpus: record.vcpus(),
-        cpus_max: None,
-        memory_max_bytes: None,
-        balloon: false,
+        cpus_max: Some(record.vcpus_max(core.most().cpu.0)),
+        memory_max_bytes: Some(memory_max_bytes),
+        balloon: true,
         hotplug_slots: 0,
         memory_bytes: record.desired.memory_bytes,
         kernel,
         initrd,
-        cmdline: cmdline(core, record),
+        cmdline: cmdline(core, record, memory_max_bytes > record.desired.memory_bytes),
         console: Some(console),
         disks,
         nics,
@@ -313,10 +323,24 @@ fn open_disks(core: &Core, record: &Record, handover: &mut Handover) -> Result<V
     Ok(disks)
 }
 
-fn cmdline(core: &Core, record: &Record) -> String {
+/// The most memory that it may have while it runs: its bound or what the host has, and no more than what it can carry, because a guest prepares
+/// for all of it. In steps of what Linux calls a memory block.
+fn memory_max(core: &Core, record: &Record) -> u64 {
+    let boot = record.desired.memory_bytes;
+    let bound = record.memory_max_bytes.unwrap_or(core.most().memory.0);
+    let hot = bound.saturating_sub(boot).min(boot.saturating_mul(HOT_RATIO));
+    boot.saturating_add(hot - hot % MEMORY_BLOCK_BYTES).min(MAX_MEMORY)
+}
+
+fn cmdline(core: &Core, record: &Record, hot: bool) -> String {
     if let Some(own) = &record.source.cmdline {
         return own.clone();
     }
+    let own = own_cmdline(core, record);
+    if hot { format!("{own} {CMDLINE_HOT}") } else { own }
+}
+
+fn own_cmdline(core: &Core, record: &Record) -> String {
     match (&record.source.initrd, record.source.disks.is_empty()) {
         (Initrd::BuiltIn, _) => format!("{CMDLINE} quiet"),
         (_, true) => CMDLINE.to_owned(),
@@ -327,8 +351,11 @@ fn cmdline(core: &Core, record: &Record) -> String {
     }
 }
 
-/// Puts the vCPU threads where the CPU shards are enforced.
-fn place(tree: &MachineTree, vcpu_tids: &[i32]) -> Result<(), Problem> {
+/// Puts vCPU threads where the CPU shards are enforced; twice is once.
+///
+/// # Errors
+/// `internal`.
+pub fn place(tree: &MachineTree, vcpu_tids: &[i32]) -> Result<(), Problem> {
     for tid in vcpu_tids {
         let tid = u32::try_from(*tid)
             .map_err(|_| Problem::internal("placing vCPU threads", format!("thread id {tid}")))?;
@@ -338,21 +365,17 @@ fn place(tree: &MachineTree, vcpu_tids: &[i32]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Puts the machine's limits in force; the same twice changes nothing.
-///
-/// # Errors
-/// `internal`.
-pub fn limit(tree: &MachineTree, record: &Record) -> Result<(), Problem> {
+/// Puts a new machine's limits in force.
+fn limit(tree: &MachineTree, record: &Record) -> Result<(), Problem> {
     let failed = |what: &'static str| {
         let unit = tree.unit().display().to_string();
         move |cause: lathe_cgroup::Error| Problem::internal(format!("cannot limit {what} of {unit}"), cause)
     };
-    let booted = record.booted.as_ref().map_or(record.desired.memory_bytes, |booted| booted.memory_bytes);
-    let memory = MemoryPatch { max: Patch::Set(Bytes(booted + OVERHEAD_BYTES)), ..MemoryPatch::default() };
+    let max = record.desired.memory_bytes.saturating_add(OVERHEAD_BYTES);
+    let memory = MemoryPatch { max: Patch::Set(Bytes(max)), ..MemoryPatch::default() };
     tree.set_memory(&memory).map_err(failed("memory"))?;
     tree.set_pids(Patch::Set(PIDS_MAX)).map_err(failed("processes"))?;
-    let vcpus = record.booted.as_ref().map_or(record.vcpus(), |booted| booted.vcpus);
-    limit_cpu(tree, record.desired.cpu_milli, vcpus).map(|_| ())
+    limit_cpu(tree, record.desired.cpu_milli, record.vcpus()).map(|_| ())
 }
 
 /// The quota that delivers `cpu_milli` to `vcpus` threads. Where the threads alone cannot take more than that, the quota is a wall a tenth

@@ -11,6 +11,7 @@
 //! | [`life`] | every state, every event, the pure decision; what to do after a crash |
 //! | [`record`] | what is stored of a machine |
 //! | `actor` | one task per machine: decides, stores, does |
+//! | [`shape`] | what is desired and what is in force, the pure decision of what to do next |
 //! | `launch`, [`files`], `resize`, [`guest`], [`console`] | the doing |
 //! | [`spec`], [`config`] | requests and configuration, checked |
 //! | `core`, `view`, `sample` | what machines share, what is shown, what is used |
@@ -29,6 +30,7 @@ pub mod life;
 pub mod record;
 mod resize;
 mod sample;
+pub mod shape;
 pub mod spec;
 mod start;
 mod view;
@@ -53,8 +55,8 @@ use self::core::{Core, Entry};
 use self::life::{Event, Life};
 use self::record::{Net, Record};
 use crate::api::wire::{
-    EventView, HostResources, HostView, MachineState, MachineView, PlanView, Removed, ResizeRequest,
-    ResizeView, RunRequest, SCHEMA, StopRequest,
+    EventView, HostResources, HostView, MachineState, MachineView, OperationList, OperationView, PlanView,
+    Removed, ResizeOutcome, ResizeRequest, ResizeView, RunRequest, SCHEMA, StopRequest,
 };
 use crate::network::allot::{self, Range};
 use crate::problem::{Kind, Problem};
@@ -190,10 +192,10 @@ impl Machines {
         view::plan_run(&self.core, &record)
     }
 
-    /// Changes a machine's shape; answers when that has ended.
+    /// Changes a machine's shape; answers when that has ended, or the time to wait has.
     ///
     /// # Errors
-    /// `no-such-machine`, `revision`, `bad-amount`, `…-over-capacity`, `not-yet`, `machine-busy`; then nothing changed.
+    /// `no-such-machine`, `revision`, `bad-amount`, `over-bound`, `…-over-capacity`, `not-yet`, `machine-busy`; then nothing changed.
     pub async fn resize(
         &self,
         name: &str,
@@ -201,10 +203,56 @@ impl Machines {
         if_revision: Option<u64>,
     ) -> Result<ResizeView, Problem> {
         let entry = self.core.entry(name)?;
+        let begin = Instant::now();
+        let wait = request.wait_msec.map(|msec| Duration::from_millis(msec.min(resize::MAX_DEADLINE_MSEC)));
         let (reply, result) = oneshot::channel();
         let asked = entry.asks.send(Ask::Resize(request, if_revision, reply)).await;
         asked.map_err(|_| gone(name))?;
-        result.await.map_err(|_| gone(name))?
+        let view = result.await.map_err(|_| gone(name))??;
+        let Some((_, number)) = view::parse_operation_id(&view.operation) else { return Ok(view) };
+        if view.outcome != ResizeOutcome::UnderWay {
+            return Ok(view);
+        }
+        let mut ended = entry.ended.subscribe();
+        let end = ended.wait_for(|last| *last >= number);
+        // The sender lives as long as the entry; every operation but those in the background has a deadline.
+        let waited = tokio::time::timeout(wait.unwrap_or(Duration::MAX), end).await.is_ok();
+        Ok(view::resized(&entry, number, waited.then(|| begin.elapsed())))
+    }
+
+    /// The operations of a machine that are remembered, the newest last.
+    ///
+    /// # Errors
+    /// `no-such-machine`.
+    pub async fn operations(&self, name: &str) -> Result<OperationList, Problem> {
+        let operations = view::operations(&*self.core.entry(name)?);
+        Ok(OperationList { schema: SCHEMA, operations })
+    }
+
+    /// One operation.
+    ///
+    /// # Errors
+    /// `no-such-operation`.
+    pub async fn operation(&self, id: &str) -> Result<OperationView, Problem> {
+        let (entry, number) = self.operation_of(id)?;
+        view::operation(&entry, number)
+    }
+
+    /// Ends an operation as if it had not been asked for; answers when what was before is on its way back.
+    ///
+    /// # Errors
+    /// `no-such-operation`, `operation-ended`, `…-over-capacity`.
+    pub async fn cancel(&self, id: &str) -> Result<OperationView, Problem> {
+        let (entry, number) = self.operation_of(id)?;
+        let (reply, result) = oneshot::channel();
+        entry.asks.send(Ask::Cancel(number, reply)).await.map_err(|_| gone(&entry.name))?;
+        result.await.map_err(|_| gone(&entry.name))?
+    }
+
+    fn operation_of(&self, id: &str) -> Result<(Arc<Entry>, u64), Problem> {
+        let (name, number) = view::parse_operation_id(id).ok_or_else(|| view::no_operation(id))?;
+        let entry = self.core.entry(name).map_err(|_| view::no_operation(id))?;
+        Ok((entry, number))
     }
 
     /// What [`Machines::resize`] would do.
@@ -217,10 +265,10 @@ impl Machines {
         request: &ResizeRequest,
         if_revision: Option<u64>,
     ) -> Result<PlanView, Problem> {
-        let record = self.core.entry(name)?.with(|shared| shared.record.clone());
+        let entry = self.core.entry(name)?;
+        let record = entry.with(|shared| shared.record.clone());
         resize::check_revision(&record, if_revision)?;
-        let target = spec::resized(record.desired, request, record.net.is_some())?;
-        view::plan_resize(&self.core, &record, target)
+        view::plan_resize(&self.core, &entry, resize::target(&record, request)?)
     }
 
     /// Powers a machine off; answers when it is. Twice is once.

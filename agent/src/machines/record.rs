@@ -7,7 +7,12 @@ use serde::{Deserialize, Serialize};
 use lathe_shard::{Bytes, MilliCpu, Shape};
 
 use super::life::Life;
+use super::shape::{Ended, Holds, Operation};
+use super::spec::MAX_VCPUS;
 use crate::api::wire::RestartPolicy;
+
+/// Operations that are over and still remembered.
+pub const MAX_ENDED: usize = 16;
 
 /// Everything known of one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,9 +25,33 @@ pub struct Record {
     pub life: Life,
     /// What was asked for last.
     pub desired: Desired,
-    /// A resize under way: what it goes to. The books hold the larger of both until it ends.
+    /// A resize that an earlier release had under way: what it goes to.
     #[serde(default)]
     pub resizing: Option<Desired>,
+    /// The operation under way that leads to `desired`.
+    #[serde(default)]
+    pub operation: Option<Operation>,
+    /// The last operations that are over, the newest last; at most [`MAX_ENDED`].
+    #[serde(default)]
+    pub ended: Vec<Ended>,
+    /// Number of the last operation.
+    #[serde(default)]
+    pub operations: u64,
+    /// What was desired before the last operation.
+    #[serde(default)]
+    pub undo: Option<Desired>,
+    /// What it goes back to, and when.
+    #[serde(default)]
+    pub back: Option<Back>,
+    /// What the books hold for it while it runs; `None`: what it was started with.
+    #[serde(default)]
+    pub holds: Option<Holds>,
+    /// Most milliCPU that it may ever have; otherwise what the host has.
+    #[serde(default)]
+    pub cpu_max_milli: Option<u64>,
+    /// Most bytes of memory that it may ever have; otherwise what the host has.
+    #[serde(default)]
+    pub memory_max_bytes: Option<u64>,
     /// What its present monitor was started with; `None` while it is off.
     #[serde(default)]
     pub booted: Option<Booted>,
@@ -56,7 +85,20 @@ pub struct Desired {
     pub iops: u64,
 }
 
-/// What a monitor was started with and cannot change.
+/// The end of a change that was asked for a time: what was desired before of what it changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Back {
+    /// Milliseconds since the epoch.
+    pub at_unix_msec: u64,
+    /// milliCPU.
+    pub cpu_milli: Option<u64>,
+    /// Bytes.
+    pub memory_bytes: Option<u64>,
+    /// bit/s.
+    pub net_bit_per_sec: Option<u64>,
+}
+
+/// What a monitor was started with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Booted {
     /// vCPUs.
@@ -174,9 +216,16 @@ impl Record {
         }
         let resizing = self.resizing.unwrap_or(self.desired);
         let booted = self.booted.as_ref().map_or(0, |booted| booted.memory_bytes);
+        let holds = self.holds.unwrap_or(Holds { cpu_milli: 0, memory_bytes: booted });
+        // What may lead back must find its way back free.
+        let before = match &self.operation {
+            Some(operation) if operation.deadline.is_some() => operation.before,
+            _ => self.desired,
+        };
+        let most = |of: fn(&Desired) -> u64| of(&self.desired).max(of(&resizing)).max(of(&before));
         Shape {
-            cpu: MilliCpu(self.desired.cpu_milli.max(resizing.cpu_milli)),
-            memory: Bytes(self.desired.memory_bytes.max(resizing.memory_bytes).max(booted)),
+            cpu: MilliCpu(most(|shape| shape.cpu_milli).max(holds.cpu_milli)),
+            memory: Bytes(most(|shape| shape.memory_bytes).max(holds.memory_bytes)),
             disk,
             ..Shape::default()
         }
@@ -184,7 +233,20 @@ impl Record {
 
     /// vCPUs for its next start.
     pub fn vcpus(&self) -> u32 {
-        self.vcpus_asked.unwrap_or_else(|| vcpus_for(self.desired.cpu_milli))
+        let needed = vcpus_for(self.desired.cpu_milli).min(MAX_VCPUS);
+        self.vcpus_asked.unwrap_or(needed).max(needed)
+    }
+
+    /// vCPUs that it may have while it runs, on a host that has `host_milli` to give.
+    pub fn vcpus_max(&self, host_milli: u64) -> u32 {
+        vcpus_for(self.cpu_max_milli.unwrap_or(host_milli)).min(MAX_VCPUS).max(self.vcpus())
+    }
+
+    /// Remembers an operation that is over.
+    pub fn remember(&mut self, ended: Ended) {
+        self.ended.push(ended);
+        let surplus = self.ended.len().saturating_sub(MAX_ENDED);
+        self.ended.drain(..surplus);
     }
 }
 
@@ -205,6 +267,14 @@ pub(crate) mod tests {
             life: Life::Running,
             desired,
             resizing: None,
+            operation: None,
+            ended: Vec::new(),
+            operations: 0,
+            undo: None,
+            back: None,
+            holds: None,
+            cpu_max_milli: None,
+            memory_max_bytes: None,
             booted: None,
             source: Source {
                 kernel: Kernel::Host,

@@ -1,24 +1,69 @@
-//! Changing a machine's shape while it runs.
+//! Changing a machine's shape: the hands of [`super::shape`].
 //!
 //! ```text
-//! reserve in the books ─► store {granted: larger of both, resizing: target} ─► host ─► store {desired: target} ─► release
+//! ask ─► reserve in the books ─► store the intent ─► decide ─┬─► host: at once, here ──────────┐
+//!                                     ▲                      ├─► monitor, guest: a task each ──┤
+//!                                     └── what came of it ◄──┴─────────────────────────────────┘
+//!        end ─► store ─► release in the books ─► whoever waits
 //! ```
-//! Enforced at the host first; the guest is not asked for CPU and bandwidth. When lathed dies in between, [`settle`] finishes it: setting
-//! a limit that is in force already changes nothing.
+//! What the host refuses before anybody else knows of the change undoes it as if it had not been asked for. An intent that is stored is
+//! gone on with after a restart of lathed, until its deadline.
 
-use std::time::Instant;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
 
+use lathe_cgroup::{Bytes as CgroupBytes, MachineTree, MemoryPatch, Patch};
+use lathe_guest::protocol::Request as GuestRequest;
 use lathe_shard::{BitRate, Bytes, MilliCpu};
+use lathe_vmm::control::wire::{Answer, Command, Phase};
 
-use super::actor::Actor;
+use super::actor::{Actor, Ask};
 use super::core::unix_sec;
-use super::launch;
-use super::life::Life;
-use super::record::{Booted, Desired, Record};
-use super::{spec, view};
-use crate::api::wire::{ResizeOutcome, ResizeRequest, ResizeView};
+use super::launch::{self, OVERHEAD_BYTES};
+use super::record::{Back, Booted, Desired, Record};
+use super::shape::{self, AtDeadline, Effect, Ended, Event, Force, Holds, Operation, Outcome, Report, Step};
+use super::{guest, spec, view};
+use crate::api::wire::{DeadlineAction, OperationView, ResizeOutcome, ResizeRequest, ResizeView};
+use crate::monitor::MonitorError;
 use crate::problem::{Kind, Problem};
 use crate::store::Change;
+
+/// Until an operation ends whatever is in force, unless told otherwise.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Longest deadline and longest wait, milliseconds.
+pub const MAX_DEADLINE_MSEC: u64 = 24 * 3600 * 1000;
+/// Longest time that a change may be asked for, seconds.
+pub const MAX_FOR_SEC: u64 = 365 * 24 * 3600;
+/// How long the guest agent may take over one step, connection included.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(8);
+/// Between two attempts to go back to what was before a change that was asked for a time.
+const BACK_PAUSE: Duration = Duration::from_secs(30);
+/// First protocol version of monitors that can change vCPUs and memory.
+const ELASTIC_VERSION: u32 = 2;
+
+/// A machine's shape, and when to look at it again.
+pub(super) struct Shaper {
+    state: shape::State,
+    /// The record before a change that nobody knows of yet.
+    unpublished: Option<Box<Record>>,
+    /// Steps that the monitor has been told, by the id of the command.
+    told: BTreeMap<u64, u64>,
+    /// No attempt to go back before.
+    back_not_before: Instant,
+}
+
+impl Shaper {
+    pub(super) fn new(record: &Record) -> Self {
+        let mut state = shape::State::new(
+            record.desired,
+            record.vcpus_asked.unwrap_or(1),
+            record.operation.clone(),
+            record.operations,
+        );
+        state.books = record.holds.unwrap_or_default();
+        Self { state, unpublished: None, told: BTreeMap::new(), back_not_before: Instant::now() }
+    }
+}
 
 /// A CPU quota is one vCPU's worth at most for each vCPU.
 pub fn carried_milli(cpu_milli: u64, vcpus: u32) -> u64 {
@@ -41,7 +86,60 @@ pub fn check_revision(record: &Record, wanted: Option<u64>) -> Result<(), Proble
     }
 }
 
-/// Carries a resize out; it has ended when this returns.
+/// What a request leads to.
+///
+/// # Errors
+/// `bad-amount`, `not-yet`, `no-network`, `over-bound`, `nothing-to-undo`.
+pub fn target(record: &Record, request: &ResizeRequest) -> Result<Desired, Problem> {
+    let bad = |message: String| Problem::new(Kind::BadRequest, "bad-amount", message);
+    if request.for_sec.is_some_and(|seconds| seconds == 0 || seconds > MAX_FOR_SEC) {
+        return Err(bad(format!("for_sec: between 1 and {MAX_FOR_SEC}")));
+    }
+    if request.deadline_msec.is_some_and(|msec| msec == 0 || msec > MAX_DEADLINE_MSEC) {
+        return Err(bad(format!("deadline_msec: between 1 and {MAX_DEADLINE_MSEC}")));
+    }
+    if !request.undo {
+        return spec::resized(record, request);
+    }
+    let amounts =
+        [request.cpu_milli, request.memory_bytes, request.net_bit_per_sec, request.iops, request.for_sec];
+    if amounts.iter().any(Option::is_some) {
+        return Err(bad("undo goes with no amounts".to_owned()));
+    }
+    record.undo.ok_or_else(|| {
+        let message = format!("{} has not been resized yet", record.name);
+        Problem::new(Kind::Conflict, "nothing-to-undo", message)
+    })
+}
+
+/// What a change that was asked for a time goes back to, if `request` is made of `record`.
+fn back_after(record: &Record, request: &ResizeRequest, now: u64) -> Option<Back> {
+    if request.undo {
+        return None;
+    }
+    let earlier = record.back.unwrap_or_default();
+    let merge = |asked: Option<u64>, earlier: Option<u64>, before: u64| match (asked, request.for_sec) {
+        (Some(_), Some(_)) => Some(earlier.unwrap_or(before)),
+        (Some(_), None) => None,
+        (None, _) => earlier,
+    };
+    let back = Back {
+        at_unix_msec: request
+            .for_sec
+            .map_or(earlier.at_unix_msec, |seconds| now.saturating_add(seconds.saturating_mul(1000))),
+        cpu_milli: merge(request.cpu_milli, earlier.cpu_milli, record.desired.cpu_milli),
+        memory_bytes: merge(request.memory_bytes, earlier.memory_bytes, record.desired.memory_bytes),
+        net_bit_per_sec: merge(
+            request.net_bit_per_sec,
+            earlier.net_bit_per_sec,
+            record.desired.net_bit_per_sec,
+        ),
+    };
+    let nothing = back.cpu_milli.or(back.memory_bytes).or(back.net_bit_per_sec).is_none();
+    (!nothing).then_some(back)
+}
+
+/// Begins a resize; when this returns its host's part has ended, and all of it if no guest has a part in it.
 ///
 /// # Errors
 /// `revision`, `machine-busy`, `bad-amount`, `not-yet`, `…-over-capacity`, `store`; then nothing changed.
@@ -52,102 +150,265 @@ pub(super) async fn resize(
 ) -> Result<ResizeView, Problem> {
     let begin = Instant::now();
     let record = actor.entry.with(|shared| shared.record.clone());
+    let target = target(&record, request)?;
+    // The same again, perhaps because the first answer got lost, joins what is under way.
+    if let Some(operation) = &record.operation
+        && operation.deadline.is_some()
+        && operation.target == target
+        && revision.is_none_or(|wanted| wanted == operation.base_revision || wanted == record.revision)
+    {
+        return Ok(view::under_way(&actor.entry));
+    }
     check_revision(&record, revision)?;
     if !record.life.is_settled() {
         let message = format!("{} is neither running nor off at the moment", record.name);
         return Err(Problem::new(Kind::Conflict, "machine-busy", message).fix("try again in a moment"));
     }
-    let target = spec::resized(record.desired, request, record.net.is_some())?;
-    if target == record.desired && record.resizing.is_none() {
-        let reasons = shortfalls(&record);
-        return Ok(view::resize(&actor.entry, ResizeOutcome::Unchanged, reasons.join("; "), begin.elapsed()));
+    let short = actor.shape.state.shortfalls();
+    if target == record.desired && record.operation.is_none() && short.iter().all(|short| short.until_restart)
+    {
+        let reason = shape::words(&short);
+        let number = record.operations;
+        return Ok(view::resize(&actor.entry, number, ResizeOutcome::Unchanged, reason, begin.elapsed()));
     }
+    let intent = intend(actor, &record, request, target).await?;
+    let Some(operation) = intent.operation.clone() else {
+        return Err(Problem::internal("resizing", "an intent without operation"));
+    };
+    let number = operation.number;
+    actor.entry.with(|shared| shared.record = Record { revision: record.revision, ..intent.clone() });
+    actor.shape.unpublished = Some(Box::new(record));
+    happen(actor, Event::Asked(operation)).await?;
+    Ok(view::resized(&actor.entry, number, Some(begin.elapsed())))
+}
+
+/// Reserves and stores what is about to happen; nothing has happened when this fails.
+async fn intend(
+    actor: &Actor,
+    record: &Record,
+    request: &ResizeRequest,
+    target: Desired,
+) -> Result<Record, Problem> {
+    let now = actor.core.now_msec();
+    let deadline = request.deadline_msec.unwrap_or(u64::try_from(DEADLINE.as_millis()).unwrap_or(u64::MAX));
     let mut intent = record.clone();
-    intent.resizing = Some(target);
+    intent.desired = target;
+    intent.revision += 1;
+    intent.operations += 1;
+    intent.undo = Some(record.desired);
+    intent.back = back_after(record, request, now);
+    intent.operation = Some(Operation {
+        number: intent.operations,
+        target,
+        before: record.desired,
+        base_revision: record.revision,
+        began: now,
+        deadline: Some(now.saturating_add(deadline)),
+        at_deadline: match request.deadline_action {
+            DeadlineAction::Keep => AtDeadline::Keep,
+            DeadlineAction::Revert => AtDeadline::Revert,
+        },
+    });
     actor.core.with_books(|books| books.set(&record.name, intent.held()))?;
     if let Err(problem) = actor.core.store.apply(Change::Put(Box::new(intent.clone()))).await {
         actor.core.with_books(|books| books.enter(&record.name, record.held()));
         return Err(problem);
     }
-    actor.entry.with(|shared| shared.record = intent);
-    match enforce(actor, target).await {
-        Ok(()) => commit(actor, target, begin).await,
+    Ok(intent)
+}
+
+/// Ends the operation of this number as if it had not been asked for.
+///
+/// # Errors
+/// `no-such-operation`, `operation-ended`, `…-over-capacity` when what was before is no longer there to have.
+pub(super) async fn cancel(actor: &mut Actor, number: u64) -> Result<OperationView, Problem> {
+    let record = actor.entry.with(|shared| shared.record.clone());
+    let Some(operation) = record.operation.as_ref().filter(|operation| operation.number == number) else {
+        view::operation(&actor.entry, number)?;
+        let message = format!("operation {}-{number} is over", record.name);
+        return Err(Problem::new(Kind::Conflict, "operation-ended", message)
+            .fix(format!("lathe resize {} --undo", record.name)));
+    };
+    let mut back = record.clone();
+    back.resizing = Some(operation.before);
+    actor.core.with_books(|books| books.set(&record.name, back.held()))?;
+    happen(actor, Event::Cancel).await?;
+    view::operation(&actor.entry, number)
+}
+
+/// Looks again because time has passed.
+pub(super) async fn tick(actor: &mut Actor) {
+    let back = actor.entry.with(|shared| {
+        let due = |back: &Back| back.at_unix_msec <= actor.core.now_msec();
+        shared.record.back.filter(due).filter(|_| shared.record.life.is_settled())
+    });
+    if let Some(back) = back
+        && actor.shape.back_not_before <= Instant::now()
+    {
+        go_back(actor, back).await;
+    }
+    take_in(actor, Event::Tick).await;
+}
+
+/// The time that a change was asked for is over.
+async fn go_back(actor: &mut Actor, back: Back) {
+    let Back { cpu_milli, memory_bytes, net_bit_per_sec, .. } = back;
+    let request = ResizeRequest { cpu_milli, memory_bytes, net_bit_per_sec, ..ResizeRequest::default() };
+    let name = actor.entry.name.clone();
+    match resize(actor, &request, None).await {
+        Ok(_) => {
+            actor.core.tell("resize-back", &name, format!("{name}: the time of its last change is over"));
+            // Nothing to change: then nothing has forgotten it either.
+            let mut record = actor.entry.with(|shared| shared.record.clone());
+            if record.back == Some(back) {
+                record.back = None;
+                put(actor, record).await;
+            }
+        }
         Err(problem) => {
-            roll_back(actor, &record).await;
-            Ok(view::resize(&actor.entry, ResizeOutcome::Failed, problem.message, begin.elapsed()))
+            actor.shape.back_not_before = Instant::now() + BACK_PAUSE;
+            actor.core.tell("resize-back", &name, format!("{name} cannot go back yet: {}", problem.message));
         }
     }
 }
 
-async fn commit(actor: &mut Actor, target: Desired, begin: Instant) -> Result<ResizeView, Problem> {
-    let took = begin.elapsed();
-    let mut done = actor.entry.with(|shared| shared.record.clone());
-    done.desired = target;
-    done.resizing = None;
-    done.revision += 1;
-    // If this cannot be stored the larger of both stays in the books, and the next lathed finishes it.
-    actor.core.store.apply(Change::Put(Box::new(done.clone()))).await?;
-    actor.core.with_books(|books| books.enter(&done.name, done.held()));
-    let reasons = shortfalls(&done);
-    let outcome = if reasons.is_empty() { ResizeOutcome::Applied } else { ResizeOutcome::Partial };
-    let message = format!("{} is resized: {}", done.name, describe(&done.desired));
-    actor.core.tell("machine-resized", &done.name, message);
-    actor.entry.with(|shared| shared.record = done);
-    Ok(view::resize(&actor.entry, outcome, reasons.join("; "), took))
+async fn put(actor: &Actor, record: Record) {
+    if let Err(problem) = actor.core.store.apply(Change::Put(Box::new(record.clone()))).await {
+        // After a restart of lathed it is tried once more.
+        tracing::error!(machine = record.name, %problem, "cannot store that a machine went back");
+    }
+    actor.entry.with(|shared| shared.record = record);
 }
 
-/// Puts the old shape back in force; after a failure the old `desired` holds.
-async fn roll_back(actor: &mut Actor, record: &Record) {
-    if let Err(problem) = enforce(actor, record.desired).await {
-        tracing::error!(machine = record.name, %problem, "cannot put the old shape back in force");
+/// When [`tick`] is due; `None`: not until something happens.
+pub(super) fn wake(actor: &Actor) -> Option<Instant> {
+    let now = actor.core.now_msec();
+    let at = |msec: u64| Instant::now() + Duration::from_millis(msec.saturating_sub(now));
+    let back = actor.entry.with(|shared| shared.record.back);
+    let back = back.map(|back| at(back.at_unix_msec).max(actor.shape.back_not_before));
+    [actor.shape.state.wake(now).map(at), back].into_iter().flatten().min()
+}
+
+/// As [`happen`], for what nobody asked for: what cannot be stored is logged, and stored with the next change.
+pub(super) async fn take_in(actor: &mut Actor, event: Event) {
+    if let Err(problem) = happen(actor, event).await {
+        tracing::error!(machine = actor.entry.name, %problem, "cannot store a machine's shape");
     }
-    if let Err(problem) = actor.core.store.apply(Change::Put(Box::new(record.clone()))).await {
-        // The stored intent would be finished after a restart; until then the books hold the larger of both.
-        tracing::error!(machine = record.name, %problem, "cannot store that a resize failed");
-        return;
+}
+
+/// Something happened to the machine's shape: decides, does what the host can do at once, begins the rest, stores what is to be known.
+///
+/// # Errors
+/// `store`; the books then hold the larger of before and after.
+async fn happen(actor: &mut Actor, event: Event) -> Result<(), Problem> {
+    let mut queue = VecDeque::from([event]);
+    let mut store = false;
+    while let Some(event) = queue.pop_front() {
+        let decision = shape::decide(&actor.shape.state, actor.core.now_msec(), event);
+        actor.shape.state = decision.state;
+        for effect in decision.effects {
+            match effect {
+                Effect::Step(number, step) => queue.extend(take_step(actor, number, step).await),
+                Effect::Books(holds) => actor.entry.with(|shared| shared.record.holds = Some(holds)),
+                Effect::Progress => progress(actor),
+                Effect::Desire(_) | Effect::Begun(_) | Effect::Ended(_) => {
+                    store = true;
+                    note(actor, effect);
+                }
+            }
+        }
+    }
+    let force = actor.shape.state.force.clone();
+    let short = shape::words(&actor.shape.state.shortfalls());
+    let before = actor.shape.unpublished.take();
+    let record = actor.entry.with(|shared| {
+        shared.force = force;
+        shared.short = short;
+        if let Some(before) = before {
+            shared.record.revision = before.revision + 1;
+        }
+        shared.record.clone()
+    });
+    if store {
+        actor.core.store.apply(Change::Put(Box::new(record.clone()))).await?;
     }
     actor.core.with_books(|books| books.enter(&record.name, record.held()));
-    actor.entry.with(|shared| shared.record = record.clone());
-}
-
-/// Puts `shape` in force at the host, as far as it can be changed while running.
-async fn enforce(actor: &Actor, shape: Desired) -> Result<(), Problem> {
-    let Some(live) = actor.live() else { return Ok(()) };
-    let record = actor.entry.with(|shared| shared.record.clone());
-    if let Some(tree) = &live.launched.tree {
-        let vcpus = record.booted.as_ref().map_or(record.vcpus(), |booted| booted.vcpus);
-        let quota = launch::limit_cpu(tree, shape.cpu_milli, vcpus)?;
-        actor.entry.with(|shared| shared.quota_milli = quota);
-    }
-    if let (Some(ports), Some(net)) = (&actor.core.ports, &record.net) {
-        let port = actor.entry.with(|shared| shared.port);
-        let wanted = Some(shape.net_bit_per_sec).filter(|rate| *rate != 0);
-        if (port.to_guest, port.from_guest) != (wanted, wanted) {
-            let port = ports.limit(&net.tap, shape.net_bit_per_sec).await?;
-            actor.entry.with(|shared| shared.port = port);
-        }
-    }
+    let last = record.ended.last().map_or(0, |ended| ended.operation.number);
+    actor.entry.ended.send_if_modified(|known| {
+        let news = last > *known;
+        *known = last.max(*known);
+        news
+    });
     Ok(())
 }
 
-/// What of the desired shape is not in force until the next start, in words.
-fn shortfalls(record: &Record) -> Vec<String> {
-    let mut reasons = Vec::new();
-    let Some(booted) = record.booted.as_ref().filter(|_| record.life == Life::Running) else {
-        return reasons;
+/// What is to be remembered of a decision.
+fn note(actor: &mut Actor, effect: Effect) {
+    let name = actor.entry.name.clone();
+    match effect {
+        Effect::Desire(desired) => {
+            let before = actor.shape.unpublished.take();
+            actor.entry.with(|shared| {
+                shared.record.desired = desired;
+                match before {
+                    // As if it had not been asked for.
+                    Some(before) => {
+                        (shared.record.undo, shared.record.back) = (before.undo, before.back);
+                    }
+                    None => shared.record.revision += 1,
+                }
+            });
+        }
+        Effect::Begun(operation) => {
+            let number = operation.number;
+            actor.entry.with(|shared| {
+                shared.record.operations = number;
+                shared.record.operation = Some(operation);
+            });
+            actor.core.tell(
+                "resize-progress",
+                &name,
+                format!("{name}-{number}: {name} goes on in the background"),
+            );
+        }
+        Effect::Ended(ended) => {
+            tell_end(actor, &ended);
+            actor.entry.with(|shared| {
+                shared.record.operation = None;
+                shared.record.remember(*ended);
+            });
+        }
+        Effect::Step(..) | Effect::Books(_) | Effect::Progress => {}
+    }
+}
+
+fn tell_end(actor: &Actor, ended: &Ended) {
+    let name = &actor.entry.name;
+    let number = ended.operation.number;
+    let shape = describe(&ended.operation.target);
+    let message = match ended.outcome {
+        Outcome::Applied => format!("{name} is resized: {shape}"),
+        Outcome::Partial => format!("{name} is resized in part: {shape}: {}", ended.reason),
+        Outcome::Failed => format!("{name} is not resized to {shape}: {}", ended.reason),
     };
-    let carried = carried_milli(record.desired.cpu_milli, booted.vcpus);
-    if carried < record.desired.cpu_milli {
-        reasons.push(format!(
-            "its {} vCPUs carry {} cpu; the rest follows at its next start",
-            booted.vcpus,
-            MilliCpu(carried)
-        ));
+    actor.core.tell("resize-ended", name, format!("{name}-{number}: {message}"));
+    if ended.outcome != Outcome::Failed {
+        actor.core.tell("machine-resized", name, message);
     }
-    if booted.memory_bytes != record.desired.memory_bytes {
-        reasons.push(format!("it keeps {} of memory until its next start", Bytes(booted.memory_bytes)));
-    }
-    reasons
+}
+
+fn progress(actor: &Actor) {
+    let name = &actor.entry.name;
+    let state = &actor.shape.state;
+    let (Some(operation), Some(force)) = (&state.operation, &state.force) else { return };
+    let message = format!(
+        "{name}-{}: {name} has {} vCPUs and {} of memory on its way to {}",
+        operation.number,
+        force.present(),
+        Bytes(force.held_bytes()),
+        describe(&operation.target)
+    );
+    actor.core.tell("resize-progress", name, message);
 }
 
 fn describe(shape: &Desired) -> String {
@@ -158,7 +419,65 @@ fn describe(shape: &Desired) -> String {
     text
 }
 
-/// After adoption: finishes a resize that was under way, and corrects every limit that is another than desired.
+/// How a monitor's machine was found.
+pub(super) enum Found {
+    /// It has just been started with what is desired, and this many vCPU threads are where they belong.
+    Started(usize),
+    /// It ran on without lathed: what is in force is not known.
+    Again,
+}
+
+/// The machine runs: from now on its shape is looked after.
+pub(super) async fn up(actor: &mut Actor, found: Found) {
+    let record = actor.entry.with(|shared| shared.record.clone());
+    let Some(booted) = record.booted.clone() else { return };
+    let mut force = Force {
+        boot_cpus: booted.vcpus,
+        boot_bytes: booted.memory_bytes,
+        quota: None,
+        net_bit_per_sec: None,
+        wall_bytes: None,
+        cpus: None,
+        placed: 0,
+        online: None,
+        memory: None,
+        agent: actor.entry.with(|shared| shared.guest_agent),
+        paused: false,
+    };
+    if let Found::Started(placed) = found {
+        force.quota = Some((record.desired.cpu_milli, booted.vcpus));
+        force.net_bit_per_sec = Some(record.desired.net_bit_per_sec);
+        force.wall_bytes = Some(booted.memory_bytes);
+        force.placed = placed;
+        force.online = Some(booted.vcpus);
+    }
+    if let Some(live) = actor.live()
+        && live.monitor.version() >= ELASTIC_VERSION
+    {
+        match live.monitor.status().await {
+            Ok(status) => {
+                (force.cpus, force.memory) = (status.cpus, status.memory);
+                force.paused = status.phase == Phase::Paused;
+            }
+            Err(problem) => tracing::warn!(machine = record.name, %problem, "its shape is not known"),
+        }
+    }
+    actor.shape.state.desired = record.desired;
+    actor.shape.state.books = record
+        .holds
+        .unwrap_or(Holds { cpu_milli: record.desired.cpu_milli, memory_bytes: booted.memory_bytes });
+    take_in(actor, Event::Up(Box::new(force))).await;
+}
+
+/// Its monitor is over.
+pub(super) async fn down(actor: &mut Actor) {
+    actor.shape.told.clear();
+    if actor.shape.state.force.is_some() || actor.shape.state.operation.is_some() {
+        take_in(actor, Event::Down).await;
+    }
+}
+
+/// After adoption: goes on with what was under way, and corrects every limit that is another than desired.
 pub(super) async fn settle(actor: &mut Actor) {
     let mut record = actor.entry.with(|shared| shared.record.clone());
     if record.booted.is_none() {
@@ -174,17 +493,163 @@ pub(super) async fn settle(actor: &mut Actor) {
         record.desired = target;
         record.revision += 1;
     }
-    if let Some(tree) = actor.live().and_then(|live| live.launched.tree.clone())
-        && let Err(problem) = launch::limit(&tree, &record)
-    {
-        tracing::error!(machine = record.name, %problem, "cannot put an adopted machine's limits in force");
-    }
-    if let Err(problem) = enforce(actor, record.desired).await {
-        tracing::error!(machine = record.name, %problem, "cannot put an adopted machine's shape in force");
-    }
     if let Err(problem) = actor.core.store.apply(Change::Put(Box::new(record.clone()))).await {
         tracing::error!(machine = record.name, %problem, "cannot store an adopted machine");
     }
-    actor.core.with_books(|books| books.enter(&record.name, record.held()));
     actor.entry.with(|shared| shared.record = record);
+    up(actor, Found::Again).await;
+}
+
+/// The guest has reset: what it has now is the monitor's to say.
+pub(super) async fn rebooted(actor: &mut Actor) {
+    take_in(actor, Event::Rebooted).await;
+    let Some(live) = actor.live() else { return };
+    if live.monitor.version() < ELASTIC_VERSION {
+        return;
+    }
+    if let Err(problem) = live.monitor.begin(Command::Status {}).await {
+        tracing::warn!(machine = actor.entry.name, %problem, "what it has after its reboot is not known");
+    }
+}
+
+/// The monitor has answered a step, or says how the machine stands.
+pub(super) async fn answered(actor: &mut Actor, id: u64, result: Result<Answer, MonitorError>) {
+    let step = actor.shape.told.remove(&id);
+    let event = match (step, result) {
+        (Some(step), Ok(Answer::Cpus(status))) => Event::Done(step, Report::Cpus(status)),
+        (Some(step), Ok(Answer::Memory(status))) => Event::Done(step, Report::Memory(status)),
+        (Some(step), Ok(_)) => Event::Failed(step, "its monitor answered something unexpected".to_owned()),
+        (Some(step), Err(MonitorError::Refused { message, .. })) => {
+            Event::Failed(step, format!("its monitor refused: {message}"))
+        }
+        (Some(step), Err(problem)) => Event::Failed(step, problem.to_string()),
+        (None, Ok(Answer::Status(status))) => {
+            if let Some(cpus) = status.cpus {
+                take_in(actor, Event::Cpus(cpus)).await;
+            }
+            match status.memory {
+                Some(memory) => Event::Memory(memory),
+                None => return,
+            }
+        }
+        (None, _) => return,
+    };
+    take_in(actor, event).await;
+}
+
+/// Takes a step. The host's answer is there at once; a monitor's comes as a notice, a guest's as an ask.
+async fn take_step(actor: &mut Actor, number: u64, step: Step) -> Option<Event> {
+    let command = match step {
+        Step::SetQuota { .. } | Step::SetRates(_) | Step::SetWall(_) | Step::Place(_) => {
+            return Some(match host_step(actor, step).await {
+                Ok(report) => Event::Done(number, report),
+                Err(problem) => Event::Failed(number, problem.message),
+            });
+        }
+        Step::GuestCpus(online) => {
+            ask_guest(actor, number, GuestRequest::Cpus { online });
+            return None;
+        }
+        Step::GuestMemory => {
+            ask_guest(actor, number, GuestRequest::MemoryOnline {});
+            return None;
+        }
+        Step::PrepareCpus(count) => Command::PrepareCpus { count },
+        Step::SetCpus(count) => Command::SetCpus { count },
+        Step::SetPlugged(bytes) => Command::SetPlugged { bytes },
+        Step::SetBalloon(bytes) => Command::SetBalloon { bytes },
+    };
+    let Some(live) = actor.live() else {
+        return Some(Event::Failed(number, "its monitor is gone".to_owned()));
+    };
+    match live.monitor.begin(command).await {
+        Ok(id) => {
+            actor.shape.told.insert(id, number);
+            None
+        }
+        Err(problem) => Some(Event::Failed(number, problem.to_string())),
+    }
+}
+
+fn ask_guest(actor: &Actor, number: u64, request: GuestRequest) {
+    let socket = actor.core.config.socket_dir(&actor.entry.name).join("vsock.sock");
+    let asks = actor.entry.asks.clone();
+    tokio::spawn(async move {
+        let asked = async {
+            let mut stream = guest::connect(&socket).await?;
+            guest::tell(&mut stream, &request).await
+        };
+        let event = match tokio::time::timeout(GUEST_TIMEOUT, asked).await {
+            Ok(Ok(())) => Event::Done(number, Report::Done),
+            Ok(Err(cause)) => Event::GuestRefused(number, view::printable(&cause.to_string())),
+            Err(_) => {
+                let message = format!("its guest agent has not answered for {} s", GUEST_TIMEOUT.as_secs());
+                Event::GuestRefused(number, message)
+            }
+        };
+        // The machine may be gone meanwhile.
+        let _ = asks.send(Ask::Shape(event)).await;
+    });
+}
+
+async fn host_step(actor: &mut Actor, step: Step) -> Result<Report, Problem> {
+    let tree = actor.live().and_then(|live| live.launched.tree.clone());
+    match step {
+        Step::SetQuota { cpu_milli, vcpus } => {
+            if let Some(tree) = &tree {
+                let quota = launch::limit_cpu(tree, cpu_milli, vcpus)?;
+                actor.entry.with(|shared| shared.quota_milli = quota);
+            }
+            Ok(Report::Done)
+        }
+        Step::SetRates(rate) => {
+            let net = actor.entry.with(|shared| shared.record.net.clone());
+            if let (Some(ports), Some(net)) = (&actor.core.ports, net) {
+                let port = actor.entry.with(|shared| shared.port);
+                let wanted = Some(rate).filter(|rate| *rate != 0);
+                if (port.to_guest, port.from_guest) != (wanted, wanted) {
+                    let port = ports.limit(&net.tap, rate).await?;
+                    actor.entry.with(|shared| shared.port = port);
+                }
+            }
+            Ok(Report::Done)
+        }
+        Step::SetWall(bytes) => match &tree {
+            Some(tree) => set_wall(tree, bytes).map(Report::Wall),
+            None => Ok(Report::Wall(bytes)),
+        },
+        Step::Place(tids) => {
+            if let Some(tree) = &tree {
+                launch::place(tree, &tids)?;
+            }
+            Ok(Report::Done)
+        }
+        Step::PrepareCpus(_)
+        | Step::SetCpus(_)
+        | Step::GuestCpus(_)
+        | Step::SetPlugged(_)
+        | Step::SetBalloon(_)
+        | Step::GuestMemory => Ok(Report::Done),
+    }
+}
+
+/// Sets the limit of the machine's cgroup to this much guest memory and what a monitor needs besides. It falls no lower than what is
+/// charged: a limit below that would kill.
+fn set_wall(tree: &MachineTree, bytes: u64) -> Result<u64, Problem> {
+    let failed =
+        |cause| Problem::internal(format!("cannot limit memory of {}", tree.unit().display()), cause);
+    let wanted = bytes.saturating_add(OVERHEAD_BYTES);
+    let now = tree.memory().map_err(failed)?.max.map(|max| max.0);
+    if now == Some(wanted) {
+        return Ok(bytes);
+    }
+    if now.is_none_or(|now| now > wanted) {
+        let charged = tree.usage().map_err(failed)?.memory.current.0;
+        if charged > wanted {
+            return Ok(now.unwrap_or(u64::MAX).saturating_sub(OVERHEAD_BYTES));
+        }
+    }
+    let patch = MemoryPatch { max: Patch::Set(CgroupBytes(wanted)), ..MemoryPatch::default() };
+    tree.set_memory(&patch).map_err(failed)?;
+    Ok(bytes)
 }

@@ -97,21 +97,46 @@ fn check_iops(iops: u64) -> Result<u64, Problem> {
     Ok(0)
 }
 
+/// Nobody gets more than its bounds.
+fn check_bounds(
+    name: &str,
+    shape: &Desired,
+    cpu_max: Option<u64>,
+    memory_max: Option<u64>,
+) -> Result<(), Problem> {
+    let over = |what: String, most: String, option: &str| {
+        Problem::new(Kind::Impossible, "over-bound", format!("{name} cannot have {what}: {most} at most"))
+            .detail(format!("it was made with {option}"))
+    };
+    if let Some(most) = cpu_max.filter(|most| shape.cpu_milli > *most) {
+        let what = format!("{} cpu", MilliCpu(shape.cpu_milli));
+        return Err(over(what, MilliCpu(most).to_string(), "--cpu-max"));
+    }
+    if let Some(most) = memory_max.filter(|most| shape.memory_bytes > *most) {
+        let what = format!("{} of memory", Bytes(shape.memory_bytes));
+        return Err(over(what, Bytes(most).to_string(), "--memory-max"));
+    }
+    Ok(())
+}
+
 /// What a resize asks for, on top of what is desired.
 ///
 /// # Errors
-/// `bad-amount`, `not-yet`.
-pub fn resized(desired: Desired, request: &ResizeRequest, has_net: bool) -> Result<Desired, Problem> {
-    if request.net_bit_per_sec.is_some() && !has_net {
+/// `bad-amount`, `not-yet`, `no-network`, `over-bound`.
+pub fn resized(record: &Record, request: &ResizeRequest) -> Result<Desired, Problem> {
+    let desired = record.desired;
+    if request.net_bit_per_sec.is_some() && record.net.is_none() {
         let message = "it has no network card whose rate could be changed";
         return Err(Problem::new(Kind::Impossible, "no-network", message));
     }
-    Ok(Desired {
+    let target = Desired {
         cpu_milli: request.cpu_milli.map_or(Ok(desired.cpu_milli), check_cpu)?,
         memory_bytes: request.memory_bytes.map_or(Ok(desired.memory_bytes), check_memory)?,
         net_bit_per_sec: request.net_bit_per_sec.map_or(Ok(desired.net_bit_per_sec), check_net)?,
         iops: request.iops.map_or(Ok(desired.iops), check_iops)?,
-    })
+    };
+    check_bounds(&record.name, &target, record.cpu_max_milli, record.memory_max_bytes)?;
+    Ok(target)
 }
 
 /// The record of a new machine, without network card and context id, which are allotted later.
@@ -128,6 +153,8 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
         iops: check_iops(request.iops.unwrap_or(0))?,
     };
     check_vcpus(request.vcpus, desired.cpu_milli)?;
+    request.memory_max_bytes.map_or(Ok(0), check_memory)?;
+    check_bounds(&request.name, &desired, request.cpu_max_milli, request.memory_max_bytes)?;
     if request.net && config.network.is_none() {
         let message = "this host gives no network to machines: [network] is off in its configuration";
         return Err(Problem::new(Kind::Impossible, "no-network", message).fix("add: --net none"));
@@ -141,6 +168,14 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
         life: Life::Creating,
         desired,
         resizing: None,
+        operation: None,
+        ended: Vec::new(),
+        operations: 0,
+        undo: None,
+        back: None,
+        holds: None,
+        cpu_max_milli: request.cpu_max_milli,
+        memory_max_bytes: request.memory_max_bytes,
         booted: None,
         source: source_of(request, config)?,
         net: None,

@@ -269,7 +269,7 @@ fn a_machine_runs_is_resized_stops_starts_and_is_removed() {
     assert_eq!(view.net.actual, 1_000_000);
     world.check(&lathed);
     let told = world.launcher.monitor("demo").told(|told| told.commands.clone());
-    assert_eq!(told, ["hello", "define", "start", "go"]);
+    assert_eq!(told, ["hello", "define", "start", "go", "status"]);
     assert!(!world.folder.path().join("state/uploads/demo").exists(), "its upload is its own now");
 
     let faster =
@@ -360,6 +360,8 @@ fn a_resize_that_fails_puts_the_old_shape_back() {
 #[test]
 fn what_cannot_be_changed_while_running_is_partial_and_follows_at_the_next_start() {
     let world = World::new();
+    // The monitor of a release before.
+    *world.launcher.script.lock().unwrap() = Script { protocol: Some(1), ..Script::default() };
     let lathed = world.lathed();
     lathed.run(world.request("demo")).unwrap();
     let memory = ResizeRequest { memory_bytes: Some(128 << 20), ..Default::default() };

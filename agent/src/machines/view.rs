@@ -1,17 +1,21 @@
 //! What is shown of machines, and plans of what would happen.
 
+use std::cmp::Ordering;
 use std::time::Duration;
 
 use lathe_guest::protocol::{Interface, Network, Request};
-use lathe_shard::Shape;
+use lathe_shard::{Bytes, Shape};
 
 use super::core::{Core, Entry, Shared, unix_sec};
 use super::life::{self, Life};
-use super::record::{Desired, Record};
+use super::record::{Desired, Record, vcpus_for};
 use super::resize::carried_milli;
-use crate::api::wire::{Amounts, MachineView, PlanStep, PlanView, ResizeOutcome, ResizeView, SCHEMA};
+use super::shape::{Ended, Force, Operation, Outcome, memory_limit};
+use crate::api::wire::{
+    Amounts, MachineView, OperationView, PlanStep, PlanView, ResizeOutcome, ResizeView, SCHEMA, ShapeView,
+};
 use crate::host::books::Books;
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 
 /// One machine.
 pub fn machine(entry: &Entry) -> MachineView {
@@ -30,7 +34,7 @@ pub fn machine(entry: &Entry) -> MachineView {
             memory: resources.memory,
             net: resources.net,
             iops: resources.iops,
-            vcpus: booted.map_or(record.vcpus(), |booted| booted.vcpus),
+            vcpus: vcpus(shared),
             addresses,
             mac: record.net.as_ref().map(|net| mac_text(net.mac)).unwrap_or_default(),
             source: record.source.text.clone(),
@@ -48,6 +52,10 @@ pub fn machine(entry: &Entry) -> MachineView {
             cpu_usage_usec: shared.usage.cpu_usec,
             net_rx_bytes: shared.usage.rx_bytes,
             net_tx_bytes: shared.usage.tx_bytes,
+            cpu_max_milli: record.cpu_max_milli,
+            memory_max_bytes: record.memory_max_bytes,
+            operation: record.operation.as_ref().map(|operation| of_operation(shared, operation)),
+            back_unix_msec: record.back.map(|back| back.at_unix_msec),
         }
     })
 }
@@ -85,9 +93,9 @@ fn resources(shared: &Shared) -> Resources {
     };
     if let Some(booted) = running {
         // Without a quota the vCPUs themselves are the limit.
-        resources.cpu.actual = carried_milli(shared.quota_milli.unwrap_or(u64::MAX), booted.vcpus);
+        resources.cpu.actual = carried_milli(shared.quota_milli.unwrap_or(u64::MAX), vcpus(shared));
         resources.cpu.used = shared.usage.cpu_milli;
-        resources.memory.actual = booted.memory_bytes;
+        resources.memory.actual = shared.force.as_ref().map_or(booted.memory_bytes, Force::held_bytes);
         resources.memory.used = shared.usage.memory_bytes;
         resources.net.granted = record.desired.net_bit_per_sec;
         // Both directions are set alike; what is in force is the slower one.
@@ -101,14 +109,38 @@ fn resources(shared: &Shared) -> Resources {
     resources
 }
 
-/// A resize that has ended.
-pub fn resize(entry: &Entry, outcome: ResizeOutcome, reason: String, took: Duration) -> ResizeView {
+/// vCPUs that run: those that the guest has, less those that it says it has taken offline.
+fn vcpus(shared: &Shared) -> u32 {
+    match &shared.force {
+        Some(force) => force.present().min(force.online.filter(|_| force.agent).unwrap_or(u32::MAX)),
+        None => shared.record.booted.as_ref().map_or(shared.record.vcpus(), |booted| booted.vcpus),
+    }
+}
+
+fn operation_id(record: &Record, number: u64) -> String {
+    format!("{}-{number}", record.name)
+}
+
+/// Machine name and number of an operation's id.
+pub fn parse_operation_id(id: &str) -> Option<(&str, u64)> {
+    let (name, number) = id.rsplit_once('-')?;
+    Some((name, number.parse().ok()?))
+}
+
+/// How a resize stands, or how it ended.
+pub fn resize(
+    entry: &Entry,
+    number: u64,
+    outcome: ResizeOutcome,
+    reason: String,
+    took: Duration,
+) -> ResizeView {
     entry.with(|shared| {
         let record = &shared.record;
         let resources = resources(shared);
         ResizeView {
             schema: SCHEMA,
-            operation: format!("{}-{}", record.name, record.revision),
+            operation: operation_id(record, number),
             outcome,
             reason,
             took_usec: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
@@ -121,6 +153,101 @@ pub fn resize(entry: &Entry, outcome: ResizeOutcome, reason: String, took: Durat
             iops: resources.iops,
         }
     })
+}
+
+/// The operation under way, as the answer to who asked for it.
+pub fn under_way(entry: &Entry) -> ResizeView {
+    let number =
+        entry.with(|shared| shared.record.operation.as_ref().map_or(0, |under_way| under_way.number));
+    resized(entry, number, None)
+}
+
+/// The operation of this number as it stands now; `took` where it is known better than in milliseconds.
+pub fn resized(entry: &Entry, number: u64, took: Option<Duration>) -> ResizeView {
+    let ended = entry.with(|shared| {
+        shared.record.ended.iter().rev().find(|ended| ended.operation.number == number).cloned()
+    });
+    match ended {
+        Some(ended) => {
+            let msec = Duration::from_millis(ended.at.saturating_sub(ended.operation.began));
+            resize(entry, number, outcome(ended.outcome), ended.reason, took.unwrap_or(msec))
+        }
+        None => {
+            let short = entry.with(|shared| shared.short.clone());
+            resize(entry, number, ResizeOutcome::UnderWay, short, took.unwrap_or_default())
+        }
+    }
+}
+
+fn outcome(outcome: Outcome) -> ResizeOutcome {
+    match outcome {
+        Outcome::Applied => ResizeOutcome::Applied,
+        Outcome::Partial => ResizeOutcome::Partial,
+        Outcome::Failed => ResizeOutcome::Failed,
+    }
+}
+
+fn shape_view(shape: &Desired) -> ShapeView {
+    ShapeView {
+        cpu_milli: shape.cpu_milli,
+        memory_bytes: shape.memory_bytes,
+        net_bit_per_sec: shape.net_bit_per_sec,
+        iops: shape.iops,
+    }
+}
+
+fn of_operation(shared: &Shared, operation: &Operation) -> OperationView {
+    OperationView {
+        schema: SCHEMA,
+        operation: operation_id(&shared.record, operation.number),
+        name: shared.record.name.clone(),
+        outcome: ResizeOutcome::UnderWay,
+        reason: shared.short.clone(),
+        background: operation.deadline.is_none(),
+        began_unix_msec: operation.began,
+        deadline_unix_msec: operation.deadline,
+        ended_unix_msec: None,
+        from: shape_view(&operation.before),
+        to: shape_view(&operation.target),
+    }
+}
+
+fn of_ended(shared: &Shared, ended: &Ended) -> OperationView {
+    OperationView {
+        outcome: outcome(ended.outcome),
+        reason: ended.reason.clone(),
+        ended_unix_msec: Some(ended.at),
+        ..of_operation(shared, &ended.operation)
+    }
+}
+
+/// The operations that are remembered, the newest last.
+pub fn operations(entry: &Entry) -> Vec<OperationView> {
+    entry.with(|shared| {
+        let ended = shared.record.ended.iter().map(|ended| of_ended(shared, ended));
+        ended.chain(shared.record.operation.iter().map(|operation| of_operation(shared, operation))).collect()
+    })
+}
+
+/// One of them.
+///
+/// # Errors
+/// `no-such-operation`.
+pub fn operation(entry: &Entry, number: u64) -> Result<OperationView, Problem> {
+    let id = entry.with(|shared| operation_id(&shared.record, number));
+    operations(entry).into_iter().rev().find(|view| view.operation == id).ok_or_else(|| no_operation(&id))
+}
+
+/// There is none of this id.
+pub fn no_operation(id: &str) -> Problem {
+    let message = format!("there is no operation {}", printable(id));
+    Problem::new(Kind::NotFound, "no-such-operation", message)
+        .detail("the last 16 of each machine are remembered")
+}
+
+/// What a guest or a stranger says, fit to be shown: without control characters, not too long.
+pub fn printable(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(200).collect()
 }
 
 /// The plan of a new machine.
@@ -145,35 +272,97 @@ pub fn plan_run(core: &Core, record: &Record) -> Result<PlanView, Problem> {
     plan(core, record, 0, steps)
 }
 
-/// The plan of a resize from `record.desired` to `target`.
+/// The plan of a resize from what is desired to `target`.
 ///
 /// # Errors
 /// `…-over-capacity`.
-pub fn plan_resize(core: &Core, record: &Record, target: Desired) -> Result<PlanView, Problem> {
+pub fn plan_resize(core: &Core, entry: &Entry, target: Desired) -> Result<PlanView, Problem> {
+    let (record, force) = entry.with(|shared| (shared.record.clone(), shared.force.clone()));
     let mut steps = Vec::new();
     let old = record.desired;
-    let running = record.booted.as_ref().filter(|_| record.life == Life::Running);
+    let at_start = || "at its next start".to_owned();
     if old.cpu_milli != target.cpu_milli {
-        let how = match running {
-            Some(booted) if carried_milli(target.cpu_milli, booted.vcpus) < target.cpu_milli => format!(
-                "quota of its {} vCPUs as far as they carry, at once; the rest at its next start",
-                booted.vcpus
-            ),
-            Some(_) => "quota of its vCPUs, at once".to_owned(),
-            None => "at its next start".to_owned(),
-        };
+        let how = force.as_ref().map_or_else(at_start, |force| plan_cpu(force, &record, target.cpu_milli));
         steps.push(step("cpu", old.cpu_milli, target.cpu_milli, how));
     }
     if old.memory_bytes != target.memory_bytes {
-        steps.push(step("memory", old.memory_bytes, target.memory_bytes, "at its next start".to_owned()));
+        let how = force.as_ref().map_or_else(at_start, |force| plan_memory(force, target.memory_bytes));
+        steps.push(step("memory", old.memory_bytes, target.memory_bytes, how));
     }
     if old.net_bit_per_sec != target.net_bit_per_sec {
-        let how = if running.is_some() { "both directions at its tap, at once" } else { "at its next start" };
+        let how = if force.is_some() { "both directions at its tap, at once" } else { "at its next start" };
         steps.push(step("net", old.net_bit_per_sec, target.net_bit_per_sec, how.to_owned()));
     }
     let mut after = record.clone();
     after.desired = target;
+    // What is booked for what it has now is given back on the way.
+    after.holds = None;
+    after.operation = None;
     plan(core, &after, record.revision, steps)
+}
+
+/// How its CPU gets there.
+fn plan_cpu(force: &Force, record: &Record, cpu_milli: u64) -> String {
+    let needed = vcpus_for(cpu_milli).max(record.vcpus_asked.unwrap_or(1));
+    let Some(cpus) = &force.cpus else {
+        return match carried_milli(cpu_milli, force.boot_cpus) < cpu_milli {
+            true => format!(
+                "quota of its {} vCPUs as far as they carry, at once; the rest at its next start",
+                force.boot_cpus
+            ),
+            false => "quota of its vCPUs, at once".to_owned(),
+        };
+    };
+    let wanted = needed.min(cpus.possible.max(1));
+    let online = force.online.filter(|_| force.agent).unwrap_or(cpus.present).min(cpus.present);
+    let rest = if needed > cpus.possible { "; more vCPUs than that only at its next start" } else { "" };
+    let who = if force.agent { "by its guest agent" } else { "by its udev rules: no guest agent answers" };
+    match (wanted.cmp(&online), wanted > cpus.present) {
+        (Ordering::Equal, _) => format!("quota of its vCPUs, at once{rest}"),
+        (Ordering::Greater, true) => {
+            format!(
+                "quota at once; {} -> {wanted} vCPUs plugged in and brought online {who}{rest}",
+                cpus.present
+            )
+        }
+        (Ordering::Greater, false) => {
+            format!("quota at once; {online} -> {wanted} CPUs brought online {who}{rest}")
+        }
+        (Ordering::Less, _) if force.agent => {
+            format!("quota at once; {online} -> {wanted} CPUs, taken offline by its guest agent")
+        }
+        (Ordering::Less, _) => format!("quota at once; {online} -> {wanted} vCPUs, ejected by its kernel"),
+    }
+}
+
+/// How its memory gets there.
+fn plan_memory(force: &Force, bytes: u64) -> String {
+    let Some(memory) = &force.memory else { return "at its next start".to_owned() };
+    let limit = memory_limit(memory.boot_bytes, memory.pluggable_bytes);
+    let goal = bytes.min(limit);
+    let held = force.held_bytes();
+    let mut parts = Vec::new();
+    let plug = goal.saturating_sub(memory.boot_bytes);
+    if goal > held && memory.balloon_bytes > 0 {
+        parts.push("given back by its balloon".to_owned());
+    }
+    if plug > memory.plugged_bytes {
+        parts.push(format!("{} plugged in by virtio-mem", Bytes(plug - memory.plugged_bytes)));
+    }
+    if plug < memory.plugged_bytes {
+        let remainder = "what it cannot move goes into its balloon";
+        parts.push(format!("{} unplugged, {remainder}", Bytes(memory.plugged_bytes - plug)));
+    }
+    if goal < memory.boot_bytes && goal < held {
+        parts.push(format!("{} into its balloon", Bytes(memory.boot_bytes - goal)));
+    }
+    if bytes > limit {
+        parts.push(format!("{} at its next start", Bytes(bytes - limit)));
+    }
+    if !memory.plug_driver && plug != memory.plugged_bytes {
+        parts.push("its kernel has no virtio-mem driver at work now".to_owned());
+    }
+    if parts.is_empty() { "as it is".to_owned() } else { parts.join("; ") }
 }
 
 fn plan(core: &Core, after: &Record, revision: u64, steps: Vec<PlanStep>) -> Result<PlanView, Problem> {

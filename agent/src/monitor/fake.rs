@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use lathe_vmm::control::wire::{
-    Answer, Command, Event, ExitReason, MachineConfig, Message, Phase, Refusal, Reply, Request, Status,
+    Answer, Command, CpuStatus, Event, ExitReason, MachineConfig, MemoryStatus, Message, Phase, Refusal,
+    Reply, Request, Status, VERSION,
 };
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags,
@@ -24,6 +25,14 @@ pub(crate) struct Script {
     pub ignore_power_button: bool,
     /// Goes away at this command.
     pub die_at: Option<&'static str>,
+    /// Speaks this protocol version; otherwise the newest.
+    pub protocol: Option<u32>,
+    /// The guest neither plugs nor ejects nor inflates.
+    pub deaf_guest: bool,
+    /// So many plugged bytes cannot be moved.
+    pub pinned_bytes: u64,
+    /// So many bytes can go into the balloon; otherwise all.
+    pub balloon_most_bytes: Option<u64>,
 }
 
 /// What it has been told.
@@ -33,6 +42,8 @@ pub(crate) struct Told {
     pub config: Option<MachineConfig>,
     pub descriptors: Vec<OwnedFd>,
     pub commands: Vec<String>,
+    pub cpus: Option<CpuStatus>,
+    pub memory: Option<MemoryStatus>,
     clients: Vec<OwnedFd>,
     alive: bool,
 }
@@ -57,6 +68,8 @@ impl FakeMonitor {
             config: None,
             descriptors: Vec::new(),
             commands: Vec::new(),
+            cpus: None,
+            memory: None,
             clients: Vec::new(),
             alive: true,
         };
@@ -118,6 +131,36 @@ impl FakeMonitor {
         });
     }
 
+    /// The guest of a fake does at once what it is asked to, as far as it can.
+    pub(crate) fn guest_follows(&self, script: &Script) {
+        let events = self.told(|told| {
+            let mut events = Vec::new();
+            if script.deaf_guest || told.phase != Phase::Running {
+                return events;
+            }
+            if let Some(cpus) = &mut told.cpus
+                && cpus.target < cpus.present
+            {
+                cpus.present = cpus.target;
+                events.push(Event::CpusChanged(cpus.clone()));
+            }
+            if let Some(memory) = &mut told.memory {
+                let before = *memory;
+                let least = script.pinned_bytes.min(memory.plugged_bytes);
+                memory.plugged_bytes = memory.requested_bytes.max(least);
+                let most = script.balloon_most_bytes.unwrap_or(u64::MAX);
+                memory.balloon_bytes = memory.balloon_target_bytes.min(most);
+                if *memory != before {
+                    events.push(Event::MemoryChanged(*memory));
+                }
+            }
+            events
+        });
+        for event in &events {
+            self.event(event);
+        }
+    }
+
     fn serve(&self, client: &OwnedFd, script: &Script) {
         let mut buffer = vec![0; 64 * 1024];
         loop {
@@ -149,6 +192,7 @@ impl FakeMonitor {
             let result = self.told(|told| carry_out(told, request.command, descriptors, script));
             let reply = Message::Reply(Reply { v: 1, id: request.id, result });
             send(client, &serde_json::to_vec(&reply).unwrap());
+            self.guest_follows(script);
             if off || quit {
                 self.end(if quit { ExitReason::Quit } else { ExitReason::PowerOff });
                 return;
@@ -177,7 +221,8 @@ fn carry_out(
     let refuse = |code: &str| Err(Refusal { code: code.to_owned(), message: format!("refused: {code}") });
     match (command, told.phase) {
         (Command::Hello {}, phase) => {
-            Ok(Answer::Hello { version: 1, oldest_version: 1, build: "fake".to_owned(), phase })
+            let version = script.protocol.unwrap_or(VERSION);
+            Ok(Answer::Hello { version, oldest_version: 1, build: "fake".to_owned(), phase })
         }
         (Command::Define(_), Phase::Empty) if script.refuse_define.is_some() => {
             refuse(script.refuse_define.as_deref().unwrap())
@@ -190,6 +235,24 @@ fn carry_out(
         }
         (Command::Start {}, Phase::Defined) => {
             told.phase = Phase::Ready;
+            let config = told.config.as_ref().unwrap();
+            if script.protocol.unwrap_or(VERSION) >= 2 {
+                told.cpus = Some(CpuStatus {
+                    possible: config.cpus_max.unwrap_or(config.cpus),
+                    target: config.cpus,
+                    present: config.cpus,
+                    refused: 0,
+                    vcpu_tids: vec![std::process::id() as i32; config.cpus as usize],
+                });
+                let memory_max = config.memory_max_bytes.unwrap_or(config.memory_bytes);
+                told.memory = Some(MemoryStatus {
+                    boot_bytes: config.memory_bytes,
+                    pluggable_bytes: memory_max - config.memory_bytes,
+                    plug_driver: true,
+                    balloon_driver: true,
+                    ..MemoryStatus::default()
+                });
+            }
             Ok(Answer::Started { vcpu_tids: vec![std::process::id() as i32] })
         }
         (Command::Go {}, Phase::Ready) => {
@@ -212,9 +275,40 @@ fn carry_out(
             reboots: 0,
             panic: None,
             go_monotonic_nsec: 1,
-            cpus: None,
-            memory: None,
+            cpus: told.cpus.clone(),
+            memory: told.memory,
         })),
+        (Command::PrepareCpus { count } | Command::SetCpus { count }, Phase::Running | Phase::Paused)
+            if told.cpus.as_ref().is_none_or(|cpus| count == 0 || count > cpus.possible) =>
+        {
+            refuse("bad-request")
+        }
+        (Command::PrepareCpus { count }, Phase::Running | Phase::Paused) => {
+            let cpus = told.cpus.as_mut().unwrap();
+            let threads = cpus.vcpu_tids.len().max(count as usize);
+            cpus.vcpu_tids.resize(threads, std::process::id() as i32);
+            Ok(Answer::Cpus(cpus.clone()))
+        }
+        (Command::SetCpus { count }, Phase::Running | Phase::Paused) => {
+            let cpus = told.cpus.as_mut().unwrap();
+            cpus.target = count;
+            cpus.present = cpus.present.max(count);
+            Ok(Answer::Cpus(cpus.clone()))
+        }
+        (Command::SetPlugged { bytes }, Phase::Running | Phase::Paused) => match &mut told.memory {
+            Some(memory) if bytes <= memory.pluggable_bytes && bytes % (2 << 20) == 0 => {
+                memory.requested_bytes = bytes;
+                Ok(Answer::Memory(*memory))
+            }
+            _ => refuse("bad-request"),
+        },
+        (Command::SetBalloon { bytes }, Phase::Running | Phase::Paused) => match &mut told.memory {
+            Some(memory) if bytes < memory.boot_bytes + memory.plugged_bytes => {
+                memory.balloon_target_bytes = bytes;
+                Ok(Answer::Memory(*memory))
+            }
+            _ => refuse("bad-request"),
+        },
         (Command::ConsoleTail {}, _) => Ok(Answer::Console { text: String::new() }),
         (Command::ConsoleAttach { .. }, phase) if phase != Phase::Empty => {
             told.descriptors.extend(descriptors);

@@ -12,7 +12,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -30,11 +30,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Events waiting for a slow listener before the reader waits for it.
 const EVENT_QUEUE: usize = 64;
 
-/// What a monitor says without being asked.
-#[derive(Clone, Debug)]
+/// What a monitor says without being waited for.
+#[derive(Debug)]
 pub enum Notice {
     /// An event.
     Event(Event),
+    /// The answer to what was sent by [`Monitor::begin`], in order with the events before and after it.
+    Answer(u64, Result<Answer, MonitorError>),
     /// The connection is over; no more will come.
     Gone,
 }
@@ -70,13 +72,23 @@ pub enum MonitorError {
     TooLong(usize),
 }
 
-type Waiting = HashMap<u64, oneshot::Sender<Result<Answer, MonitorError>>>;
+/// Who an answer is for.
+enum Waiter {
+    /// Somebody waits for just this one.
+    Caller(oneshot::Sender<Result<Answer, MonitorError>>),
+    /// Whoever takes the notices.
+    Notices,
+}
+
+type Waiting = HashMap<u64, Waiter>;
 
 struct Inner {
     /// tokio has no type for `SOCK_SEQPACKET`; this one waits for readiness, and the calls are ours.
     socket: UnixDatagram,
     waiting: Mutex<Option<Waiting>>,
     next_id: AtomicU64,
+    /// Spoken with this monitor: the oldest until it has said what it understands.
+    version: AtomicU32,
 }
 
 /// A connection to a monitor.
@@ -101,7 +113,12 @@ impl Monitor {
     pub fn from_socket(socket: OwnedFd) -> Result<(Self, mpsc::Receiver<Notice>), MonitorError> {
         let socket = UnixDatagram::from_std(socket.into()).map_err(MonitorError::Socket)?;
         let waiting = Mutex::new(Some(Waiting::new()));
-        let inner = Arc::new(Inner { socket, waiting, next_id: AtomicU64::new(1) });
+        let inner = Arc::new(Inner {
+            socket,
+            waiting,
+            next_id: AtomicU64::new(1),
+            version: AtomicU32::new(wire::OLDEST_VERSION),
+        });
         let (notices, receiver) = mpsc::channel(EVENT_QUEUE);
         tokio::spawn(read_all(Arc::clone(&inner), notices));
         Ok((Self { inner }, receiver))
@@ -119,11 +136,12 @@ impl Monitor {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
         match self.inner.waiting().as_mut() {
-            Some(waiting) => waiting.insert(id, sender),
+            Some(waiting) => waiting.insert(id, Waiter::Caller(sender)),
             None => return Err(MonitorError::Gone),
         };
         let result = tokio::time::timeout(ANSWER_TIMEOUT, async {
-            self.inner.send(Request { v: wire::VERSION, id, command }, descriptors).await?;
+            let v = self.inner.version.load(Ordering::Relaxed);
+            self.inner.send(Request { v, id, command }, descriptors).await?;
             answer.await.map_err(|_| MonitorError::Gone)?
         });
         let result = result.await.unwrap_or(Err(MonitorError::Timeout));
@@ -141,6 +159,28 @@ impl Monitor {
         self.call(command, &[]).await.map(|_| ())
     }
 
+    /// Sends `command`; its answer comes as [`Notice::Answer`] with the id that is returned here, or never if the monitor goes.
+    ///
+    /// # Errors
+    /// When it cannot be sent.
+    pub async fn begin(&self, command: Command) -> Result<u64, MonitorError> {
+        let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+        match self.inner.waiting().as_mut() {
+            Some(waiting) => waiting.insert(id, Waiter::Notices),
+            None => return Err(MonitorError::Gone),
+        };
+        let v = self.inner.version.load(Ordering::Relaxed);
+        let sent =
+            tokio::time::timeout(ANSWER_TIMEOUT, self.inner.send(Request { v, id, command }, &[])).await;
+        let sent = sent.unwrap_or(Err(MonitorError::Timeout));
+        if sent.is_err()
+            && let Some(waiting) = self.inner.waiting().as_mut()
+        {
+            waiting.remove(&id);
+        }
+        sent.map(|()| id)
+    }
+
     /// Says hello and learns where the machine is.
     ///
     /// # Errors
@@ -156,10 +196,16 @@ impl Monitor {
                     );
                     return Err(MonitorError::Refused { code: "unsupported-version".to_owned(), message });
                 }
+                self.inner.version.store(version.min(wire::VERSION), Ordering::Relaxed);
                 Ok(phase)
             }
             _ => Err(MonitorError::Unexpected("hello")),
         }
+    }
+
+    /// The protocol version spoken since [`Monitor::hello`].
+    pub fn version(&self) -> u32 {
+        self.inner.version.load(Ordering::Relaxed)
     }
 
     /// Where the machine is.
@@ -232,7 +278,11 @@ async fn read_all(inner: Arc<Inner>, notices: mpsc::Sender<Notice>) {
             }
         };
         match serde_json::from_slice(&buffer[..length]) {
-            Ok(Message::Reply(reply)) => answer(&inner, reply),
+            Ok(Message::Reply(reply)) => {
+                if let Some((id, result)) = answer(&inner, reply) {
+                    let _ = notices.send(Notice::Answer(id, result)).await;
+                }
+            }
             Ok(Message::Event(event)) => {
                 // Whoever opened the connection may have lost interest in events but not in answers.
                 let _ = notices.send(Notice::Event(event)).await;
@@ -246,14 +296,19 @@ async fn read_all(inner: Arc<Inner>, notices: mpsc::Sender<Notice>) {
     let _ = notices.send(Notice::Gone).await;
 }
 
-fn answer(inner: &Inner, reply: Reply) {
-    let sender = inner.waiting().as_mut().and_then(|waiting| waiting.remove(&reply.id));
+/// Hands an answer to its caller, or back for whoever takes the notices.
+fn answer(inner: &Inner, reply: Reply) -> Option<(u64, Result<Answer, MonitorError>)> {
+    let waiter = inner.waiting().as_mut().and_then(|waiting| waiting.remove(&reply.id));
     let result = reply
         .result
         .map_err(|refusal| MonitorError::Refused { code: refusal.code, message: refusal.message });
-    if let Some(sender) = sender {
-        // Gone if the caller gave up.
-        let _ = sender.send(result);
+    match waiter? {
+        Waiter::Caller(sender) => {
+            // Gone if the caller gave up.
+            let _ = sender.send(result);
+            None
+        }
+        Waiter::Notices => Some((reply.id, result)),
     }
 }
 

@@ -11,10 +11,10 @@ use utoipa::IntoParams;
 
 use super::to_the_end;
 use crate::api::App;
-use crate::api::answer::{Answer, Json, Name, Query, check_name, if_match};
+use crate::api::answer::{Answer, Json, Name, OperationId, Query, check_name, if_match};
 use crate::api::wire::{
-    ErrorBody, MachineList, MachineView, PlanView, Removed, ResizeOutcome, ResizeRequest, ResizeView,
-    RunRequest, SCHEMA, StopRequest,
+    ErrorBody, MachineList, MachineView, OperationList, OperationView, PlanView, Removed, ResizeOutcome,
+    ResizeRequest, ResizeView, RunRequest, SCHEMA, StopRequest,
 };
 use crate::problem::{Kind, Problem};
 
@@ -105,8 +105,32 @@ pub async fn resize(
     }
     let core = Arc::clone(&app.core);
     let view = to_the_end(async move { core.resize(&name, request, revision).await }).await?;
-    let status = if view.outcome == ResizeOutcome::Partial { StatusCode::ACCEPTED } else { StatusCode::OK };
+    let goes_on = matches!(view.outcome, ResizeOutcome::Partial | ResizeOutcome::UnderWay);
+    let status = if goes_on { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok((status, Out(view)).into_response())
+}
+
+/// The changes of a machine's shape that are remembered, the newest last.
+#[utoipa::path(get, path = "/v1/machines/{name}/operations", tag = "machines", params(("name" = String, Path)),
+    responses((status = 200, body = OperationList), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub async fn operations(State(app): State<App>, Name(name): Name) -> Answer<Out<OperationList>> {
+    Ok(Out(app.core.operations(&name).await?))
+}
+
+/// One change of a machine's shape, under way or over.
+#[utoipa::path(get, path = "/v1/operations/{id}", tag = "machines", params(("id" = String, Path)),
+    responses((status = 200, body = OperationView), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub async fn operation(State(app): State<App>, OperationId(id): OperationId) -> Answer<Out<OperationView>> {
+    Ok(Out(app.core.operation(&id).await?))
+}
+
+/// Ends a change of a machine's shape as if it had not been asked for; answers when what was before is on its way back.
+#[utoipa::path(delete, path = "/v1/operations/{id}", tag = "machines", params(("id" = String, Path)),
+    responses((status = 200, body = OperationView), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, body = ErrorBody), (status = 422, body = ErrorBody)))]
+pub async fn cancel(State(app): State<App>, OperationId(id): OperationId) -> Answer<Out<OperationView>> {
+    let core = Arc::clone(&app.core);
+    Ok(Out(to_the_end(async move { core.cancel(&id).await }).await?))
 }
 
 /// Powers a machine off.

@@ -27,6 +27,8 @@ pub fn all() -> Router<App> {
         .route("/v1/host", get(host::host))
         .route("/v1/machines", get(machines::list).post(machines::run))
         .route("/v1/machines/{name}", get(machines::show).patch(machines::resize).delete(machines::remove))
+        .route("/v1/machines/{name}/operations", get(machines::operations))
+        .route("/v1/operations/{id}", get(machines::operation).delete(machines::cancel))
         .route("/v1/machines/{name}/stop", post(machines::stop))
         .route("/v1/machines/{name}/start", post(machines::start))
         .route("/v1/machines/{name}/pause", post(machines::pause))

@@ -41,6 +41,10 @@ pub fn machine(name: &str) -> MachineView {
         cpu_usage_usec: 2_000_000,
         net_rx_bytes: 3000,
         net_tx_bytes: 4000,
+        cpu_max_milli: None,
+        memory_max_bytes: None,
+        operation: None,
+        back_unix_msec: None,
     }
 }
 
@@ -83,6 +87,23 @@ pub fn resized(machine: &MachineView, outcome: ResizeOutcome) -> ResizeView {
         memory: machine.memory,
         net: machine.net,
         iops: machine.iops,
+    }
+}
+
+pub fn operation(name: &str) -> OperationView {
+    let from = ShapeView { cpu_milli: 500, memory_bytes: 1 << 30, net_bit_per_sec: 0, iops: 0 };
+    OperationView {
+        schema: SCHEMA,
+        operation: format!("{name}-1"),
+        name: name.to_owned(),
+        outcome: ResizeOutcome::UnderWay,
+        reason: "384 MiB of the guest's memory is not movable now".to_owned(),
+        background: false,
+        began_unix_msec: 1_700_000_000_000,
+        deadline_unix_msec: Some(1_700_000_030_000),
+        ended_unix_msec: None,
+        from,
+        to: ShapeView { memory_bytes: 256 << 20, ..from },
     }
 }
 
@@ -198,6 +219,26 @@ impl Core for FakeCore {
 
     fn plan_resize<'a>(&'a self, name: &'a str, _: &'a ResizeRequest, _: Option<u64>) -> Reply<'a, PlanView> {
         Box::pin(async { Ok(self.plan(name, self.find(name)?.revision)) })
+    }
+
+    fn operations<'a>(&'a self, name: &'a str) -> Reply<'a, OperationList> {
+        Box::pin(async {
+            self.find(name)?;
+            Ok(OperationList { schema: SCHEMA, operations: vec![operation(name)] })
+        })
+    }
+
+    fn operation<'a>(&'a self, id: &'a str) -> Reply<'a, OperationView> {
+        Box::pin(async move {
+            let known = id == "web-1";
+            let missing =
+                || Problem::new(Kind::NotFound, "no-such-operation", format!("there is no operation {id}"));
+            known.then(|| operation("web")).ok_or_else(missing)
+        })
+    }
+
+    fn cancel<'a>(&'a self, id: &'a str) -> Reply<'a, OperationView> {
+        Box::pin(async { Ok(OperationView { outcome: ResizeOutcome::Failed, ..self.operation(id).await? }) })
     }
 
     fn stop<'a>(&'a self, name: &'a str, _: StopRequest) -> Reply<'a, MachineView> {

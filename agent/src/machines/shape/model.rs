@@ -1,0 +1,492 @@
+//! The whole of [`super`] against a model of host, monitor and guest: one that refuses, answers late, lies, resets, and whose host fails.
+
+use std::collections::VecDeque;
+
+use lathe_vmm::control::wire::{CpuStatus, MemoryStatus};
+use proptest::prelude::*;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+const BOOT: u64 = 256 * MIB;
+const POSSIBLE: u32 = 4;
+
+/// How the world misbehaves.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mood {
+    /// The guest does nothing that it is asked to.
+    deaf: bool,
+    /// No driver serves the pluggable memory.
+    no_plug_driver: bool,
+    /// Plugged bytes that cannot be moved.
+    pinned: u64,
+    /// Bytes that can go into the balloon.
+    balloon_most: u64,
+    /// The guest agent refuses.
+    agent_refuses: bool,
+    /// Steps of the host fail.
+    host_fails: bool,
+    /// Commands to the monitor fail.
+    monitor_fails: bool,
+    /// The charge stays above the limit that is asked for.
+    wall_stays: bool,
+}
+
+impl Mood {
+    const GOOD: Self = Self {
+        deaf: false,
+        no_plug_driver: false,
+        pinned: 0,
+        balloon_most: u64::MAX,
+        agent_refuses: false,
+        host_fails: false,
+        monitor_fails: false,
+        wall_stays: false,
+    };
+}
+
+/// A message on its way from the monitor.
+#[derive(Clone, Debug)]
+enum Mail {
+    Message(Event),
+    /// What the guest has taken back by itself is known once this arrives.
+    Taken(Event, u64),
+}
+
+struct World {
+    state: State,
+    now: Msec,
+    mood: Mood,
+    /// From the monitor; answers and events in the order in which they became true.
+    mail: VecDeque<Mail>,
+    /// To the monitor.
+    commands: VecDeque<(u64, Step)>,
+    /// To the guest agent.
+    requests: VecDeque<u64>,
+    // What really is.
+    on: bool,
+    quota: u64,
+    wall: u64,
+    cpus: CpuStatus,
+    placed: usize,
+    memory: MemoryStatus,
+    /// Bytes that the guest has taken back from the balloon and nobody knows of yet.
+    taken: u64,
+    number: u64,
+    /// When the host failed last.
+    failed_at: Msec,
+    effects: u64,
+    ended: Vec<Ended>,
+}
+
+impl World {
+    fn new() -> Self {
+        let desired = Desired { cpu_milli: 1000, memory_bytes: BOOT, net_bit_per_sec: 0, iops: 0 };
+        let mut world = Self {
+            state: State::new(desired, 1, None, 0),
+            now: 1_000_000,
+            mood: Mood::GOOD,
+            mail: VecDeque::new(),
+            commands: VecDeque::new(),
+            requests: VecDeque::new(),
+            on: false,
+            quota: 0,
+            wall: 0,
+            cpus: CpuStatus::default(),
+            placed: 0,
+            memory: MemoryStatus::default(),
+            taken: 0,
+            number: 0,
+            failed_at: 0,
+            effects: 0,
+            ended: Vec::new(),
+        };
+        world.start();
+        world
+    }
+
+    fn start(&mut self) {
+        let desired = self.state.desired;
+        let vcpus = vcpus_for(desired.cpu_milli).min(POSSIBLE);
+        let tids = (0..vcpus).map(|tid| tid as i32).collect();
+        self.cpus =
+            CpuStatus { possible: POSSIBLE, target: vcpus, present: vcpus, refused: 0, vcpu_tids: tids };
+        self.placed = vcpus as usize;
+        self.memory = MemoryStatus {
+            boot_bytes: desired.memory_bytes,
+            pluggable_bytes: 1024 * MIB,
+            plug_driver: !self.mood.no_plug_driver,
+            balloon_driver: true,
+            ..MemoryStatus::default()
+        };
+        (self.on, self.taken) = (true, 0);
+        (self.quota, self.wall) = (desired.cpu_milli, desired.memory_bytes);
+        let force = Force {
+            boot_cpus: vcpus,
+            boot_bytes: desired.memory_bytes,
+            quota: Some((desired.cpu_milli, vcpus)),
+            net_bit_per_sec: Some(desired.net_bit_per_sec),
+            wall_bytes: Some(desired.memory_bytes),
+            cpus: Some(self.cpus.clone()),
+            placed: self.placed,
+            online: Some(vcpus),
+            memory: Some(self.memory),
+            agent: false,
+            paused: false,
+        };
+        self.happen(Event::Up(Box::new(force)));
+    }
+
+    /// As the executor: what the host can do is done at once, the rest is on its way.
+    fn happen(&mut self, event: Event) {
+        let mut queue = VecDeque::from([event]);
+        let mut turns = 0;
+        while let Some(event) = queue.pop_front() {
+            turns += 1;
+            assert!(turns < 40, "it goes round in circles: {:?}", self.state);
+            let Decision { state, effects } = decide(&self.state, self.now, event);
+            self.state = state;
+            let mut failed = None;
+            for effect in effects {
+                self.effects += 1;
+                match effect {
+                    Effect::Step(number, step) => match self.host_step(&step) {
+                        Some(Ok(report)) => queue.push_back(Event::Done(number, report)),
+                        Some(Err(reason)) => queue.push_back(Event::Failed(number, reason)),
+                        None if matches!(step, Step::GuestCpus(_) | Step::GuestMemory) => {
+                            self.requests.push_back(number);
+                        }
+                        None => self.commands.push_back((number, step)),
+                    },
+                    Effect::Ended(ended) => {
+                        if ended.outcome == Outcome::Failed {
+                            failed = Some(ended.operation.before);
+                        }
+                        if let Some(deadline) = ended.operation.deadline {
+                            assert!(ended.at <= deadline, "{ended:?} ended too late");
+                        }
+                        self.ended.push(*ended);
+                    }
+                    Effect::Desire(desired) => {
+                        assert_eq!(failed.take(), Some(desired), "what was before is desired again");
+                    }
+                    Effect::Books(_) | Effect::Begun(_) | Effect::Progress => {}
+                }
+            }
+            assert_eq!(failed, None, "a failure restores what was desired");
+            self.check();
+        }
+        if let Some(wake) = self.state.wake(self.now) {
+            assert!(wake > self.now, "it would spin: {:?}", self.state);
+        }
+    }
+
+    fn host_step(&mut self, step: &Step) -> Option<Result<Report, String>> {
+        let is_host =
+            matches!(step, Step::SetQuota { .. } | Step::SetRates(_) | Step::SetWall(_) | Step::Place(_));
+        if is_host && self.mood.host_fails {
+            self.failed_at = self.now;
+            return Some(Err("no luck".to_owned()));
+        }
+        match step {
+            Step::SetQuota { cpu_milli, .. } => self.quota = *cpu_milli,
+            Step::SetRates(_) => {}
+            Step::Place(tids) => self.placed += tids.len(),
+            Step::SetWall(bytes) => {
+                if !self.mood.wall_stays || *bytes > self.wall {
+                    self.wall = *bytes;
+                }
+                return Some(Ok(Report::Wall(self.wall)));
+            }
+            _ => return None,
+        }
+        Some(Ok(Report::Done))
+    }
+
+    fn held(&self) -> u64 {
+        held_bytes(&self.memory)
+    }
+
+    /// What must be true at every moment.
+    fn check(&self) {
+        if !self.on {
+            return;
+        }
+        let held = self.held().saturating_sub(self.taken);
+        assert!(self.state.books.memory_bytes >= held, "books {:?}, held {held}", self.state.books);
+        assert!(
+            self.state.books.cpu_milli >= self.quota,
+            "books {:?}, quota {}",
+            self.state.books,
+            self.quota
+        );
+        assert!(self.wall >= held, "wall {}, held {held}", self.wall);
+        assert!(self.cpus.present as usize <= self.placed, "a vCPU runs that is not limited");
+        if let Some(deadline) = self.state.operation.as_ref().and_then(|operation| operation.deadline) {
+            assert!(deadline > self.now, "an operation has not ended");
+            assert!(self.state.wake(self.now).is_some_and(|wake| wake <= deadline));
+        }
+    }
+
+    /// The monitor's oldest message arrives.
+    fn deliver(&mut self) {
+        match self.mail.pop_front() {
+            None => {}
+            Some(Mail::Message(event)) => self.happen(event),
+            Some(Mail::Taken(event, bytes)) => {
+                self.happen(event);
+                // A host that could not write its limits lately cannot follow at once.
+                if self.now > self.failed_at + RETRY_MSEC {
+                    self.taken = self.taken.saturating_sub(bytes);
+                    self.check();
+                }
+            }
+        }
+    }
+
+    /// The guest agent answers.
+    fn answer(&mut self) {
+        let Some(number) = self.requests.pop_front() else { return };
+        let there = self.state.force.as_ref().is_some_and(|force| force.agent);
+        self.happen(if there && !self.mood.agent_refuses {
+            Event::Done(number, Report::Done)
+        } else {
+            Event::GuestRefused(number, "it does not want to".to_owned())
+        });
+    }
+
+    /// The monitor carries its oldest command out.
+    fn command(&mut self) {
+        let Some((number, step)) = self.commands.pop_front() else { return };
+        if self.mood.monitor_fails {
+            let event = Event::Failed(number, "the monitor refuses".to_owned());
+            return self.mail.push_back(Mail::Message(event));
+        }
+        match step {
+            Step::PrepareCpus(count) => {
+                while self.cpus.vcpu_tids.len() < count as usize {
+                    self.cpus.vcpu_tids.push(self.cpus.vcpu_tids.len() as i32);
+                }
+            }
+            Step::SetCpus(count) => {
+                self.cpus.target = count;
+                self.cpus.present = self.cpus.present.max(count);
+            }
+            Step::SetPlugged(bytes) => {
+                assert!(bytes <= self.memory.pluggable_bytes && bytes.is_multiple_of(2 * MIB));
+                self.memory.requested_bytes = bytes;
+            }
+            Step::SetBalloon(bytes) => {
+                if bytes >= self.memory.boot_bytes + self.memory.plugged_bytes {
+                    let event = Event::Failed(number, "more than there is".to_owned());
+                    return self.mail.push_back(Mail::Message(event));
+                }
+                self.memory.balloon_target_bytes = bytes;
+            }
+            _ => unreachable!(),
+        }
+        let report = match step {
+            Step::PrepareCpus(_) | Step::SetCpus(_) => Report::Cpus(self.cpus.clone()),
+            _ => Report::Memory(self.memory),
+        };
+        self.mail.push_back(Mail::Message(Event::Done(number, report)));
+    }
+
+    fn post(&mut self) {
+        while !(self.mail.is_empty() && self.commands.is_empty() && self.requests.is_empty()) {
+            self.command();
+            self.deliver();
+            self.answer();
+        }
+    }
+
+    /// The guest does a little of what it was asked to.
+    fn guest_acts(&mut self, much: u64) {
+        if self.mood.deaf || !self.on || self.state.force.as_ref().is_some_and(|force| force.paused) {
+            return;
+        }
+        let much = (1 + much % 128) * 2 * MIB;
+        let memory = &mut self.memory;
+        memory.plug_driver = !self.mood.no_plug_driver;
+        if memory.plug_driver {
+            if memory.plugged_bytes < memory.requested_bytes {
+                memory.plugged_bytes = (memory.plugged_bytes + much).min(memory.requested_bytes);
+            } else {
+                let least = memory.requested_bytes.max(self.mood.pinned.min(memory.plugged_bytes));
+                memory.plugged_bytes = memory.plugged_bytes.saturating_sub(much).max(least);
+            }
+        }
+        let target = memory.balloon_target_bytes.min(self.mood.balloon_most);
+        if memory.balloon_bytes < target {
+            memory.balloon_bytes = (memory.balloon_bytes + much).min(target);
+        } else if memory.balloon_bytes > memory.balloon_target_bytes {
+            memory.balloon_bytes = memory.balloon_bytes.saturating_sub(much).max(memory.balloon_target_bytes);
+        }
+        // A balloon holds no more than there is.
+        memory.balloon_bytes = memory.balloon_bytes.min(memory.boot_bytes + memory.plugged_bytes - 64 * MIB);
+        if self.cpus.target < self.cpus.present {
+            self.cpus.present -= 1;
+            self.mail.push_back(Mail::Message(Event::Cpus(self.cpus.clone())));
+        }
+        self.mail.push_back(Mail::Message(Event::Memory(self.memory)));
+    }
+
+    /// The guest takes back what it has put into the balloon.
+    fn guest_takes(&mut self, much: u64) {
+        let bytes = (much % 64 * MIB).min(self.memory.balloon_bytes);
+        if !self.on || bytes == 0 {
+            return;
+        }
+        self.memory.balloon_bytes -= bytes;
+        self.taken += bytes;
+        self.mail.push_back(Mail::Taken(Event::Memory(self.memory), bytes));
+    }
+
+    fn reboot(&mut self) {
+        if self.on {
+            // The balloon's content comes back with the reset.
+            let bytes = self.memory.balloon_bytes;
+            self.taken += bytes;
+            (self.memory.plugged_bytes, self.memory.balloon_bytes) = (0, 0);
+            self.cpus.present = self.cpus.target;
+            self.happen(Event::Rebooted);
+            self.mail.push_back(Mail::Message(Event::Cpus(self.cpus.clone())));
+            self.mail.push_back(Mail::Taken(Event::Memory(self.memory), bytes));
+        }
+    }
+
+    fn ask(&mut self, random: u64) {
+        let memory_mib = [64, 128, 256, 300, 512, 700, 1024, 1280, 1600, 4096][(random >> 8) as usize % 10];
+        let target = Desired {
+            cpu_milli: [50, 500, 1000, 1001, 2350, 4000, 6000][(random >> 16) as usize % 7],
+            memory_bytes: memory_mib * MIB,
+            net_bit_per_sec: (random >> 24) % 3 * 1_000_000,
+            iops: 0,
+        };
+        self.number = self.number.max(self.state.operations) + 1;
+        let operation = Operation {
+            number: self.number,
+            target,
+            before: self.state.desired,
+            base_revision: 0,
+            began: self.now,
+            deadline: Some(self.now + 1 + (random >> 32) % 40_000),
+            at_deadline: if random >> 63 == 0 { AtDeadline::Keep } else { AtDeadline::Revert },
+        };
+        let before = self.state.desired;
+        self.happen(Event::Asked(operation));
+        let last = self.ended.last().filter(|ended| ended.operation.number == self.number);
+        match last.map(|ended| ended.outcome) {
+            Some(Outcome::Failed) => assert_eq!(self.state.desired, before),
+            _ => assert_eq!(self.state.desired, target),
+        }
+    }
+
+    /// Time passes, never past a moment at which it wants to look.
+    fn wait(&mut self, much: Msec) {
+        let end = self.now + much;
+        while let Some(wake) = self.state.wake(self.now).filter(|wake| *wake <= end) {
+            self.now = wake;
+            self.happen(Event::Tick);
+        }
+        self.now = end;
+        self.happen(Event::Tick);
+    }
+
+    fn step(&mut self, random: u64) {
+        let much = random >> 8;
+        match random % 32 {
+            0..=2 => self.ask(random),
+            3 => self.happen(Event::Cancel),
+            4..=9 => self.guest_acts(much),
+            10 => self.guest_takes(much),
+            11..=14 => self.deliver(),
+            15..=17 => self.command(),
+            18 => self.answer(),
+            19..=21 => self.wait(much % 4000),
+            22 => self.wait(much % 60_000),
+            23 => {
+                let there = much % 3 != 0;
+                self.happen(Event::Agent(there && self.on));
+            }
+            24 => self.reboot(),
+            25 if much.is_multiple_of(4) => self.turn(),
+            26 => self.happen(Event::Paused(much.is_multiple_of(2))),
+            27 => self.mood.host_fails = much.is_multiple_of(4),
+            28 => self.mood.monitor_fails = much.is_multiple_of(4),
+            29 => self.mood.wall_stays = much.is_multiple_of(3),
+            30 => {
+                self.mood = Mood {
+                    deaf: much.is_multiple_of(3),
+                    no_plug_driver: (much >> 2).is_multiple_of(5),
+                    pinned: (much >> 8) % 512 * MIB,
+                    balloon_most: if (much >> 20).is_multiple_of(2) { u64::MAX } else { 32 * MIB },
+                    agent_refuses: (much >> 22).is_multiple_of(3),
+                    ..self.mood
+                };
+            }
+            _ => {
+                self.mood = Mood::GOOD;
+                self.post();
+            }
+        }
+    }
+
+    fn turn(&mut self) {
+        if self.on {
+            self.on = false;
+            self.happen(Event::Down);
+            self.mail.clear();
+            self.commands.clear();
+            self.requests.clear();
+        } else {
+            self.start();
+        }
+    }
+
+    /// Everything is well from now on: it must come to rest where it is wanted.
+    fn come_to_rest(&mut self) {
+        self.mood = Mood::GOOD;
+        if !self.on {
+            self.start();
+        }
+        self.happen(Event::Paused(false));
+        self.happen(Event::Agent(true));
+        for _ in 0..400 {
+            self.post();
+            self.guest_acts(255);
+            self.wait(100);
+        }
+        let short = self.state.shortfalls();
+        assert!(short.iter().all(|short| short.until_restart), "{short:?} {:?}", self.state);
+        assert!(self.state.operation.is_none(), "{:?}", self.state.operation);
+        let desired = self.state.desired;
+        let holds =
+            Holds { cpu_milli: desired.cpu_milli, memory_bytes: desired.memory_bytes.max(self.held()) };
+        assert_eq!(self.state.books, holds);
+        assert_eq!(self.wall, self.held());
+        let effects = self.effects;
+        self.wait(600_000);
+        assert_eq!(self.effects, effects, "at rest it does nothing");
+    }
+}
+
+fn scale(default: u32) -> u32 {
+    std::env::var("LATHE_MODEL_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+proptest! {
+    // 256 cases of 200 steps on average; 10,000 cases are 2 x 10^6 steps.
+    #![proptest_config(ProptestConfig { cases: scale(256), max_shrink_iters: 20_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_every_operation_ends_and_the_books_hold_what_is_held(
+        steps in prop::collection::vec(any::<u64>(), 1..400)
+    ) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step);
+        }
+        world.come_to_rest();
+    }
+}

@@ -1,0 +1,147 @@
+//! What of the desired shape is not in force, in words for people.
+
+use lathe_shard::{Bytes, MilliCpu};
+use lathe_vmm::control::wire::{CpuStatus, MemoryStatus};
+
+use super::steps::memory_limit;
+use super::{Force, State, held_bytes};
+use crate::machines::record::vcpus_for;
+use crate::machines::resize::carried_milli;
+
+/// One thing that is not as desired.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Short {
+    /// In words.
+    pub words: String,
+    /// Nothing but a restart of the machine brings it.
+    pub until_restart: bool,
+}
+
+fn waits(words: impl Into<String>) -> Short {
+    Short { words: words.into(), until_restart: false }
+}
+
+fn until_restart(words: impl Into<String>) -> Short {
+    Short { words: words.into(), until_restart: true }
+}
+
+/// All of them in one line.
+pub fn words(shortfalls: &[Short]) -> String {
+    shortfalls.iter().map(|short| short.words.as_str()).collect::<Vec<_>>().join("; ")
+}
+
+impl State {
+    /// What is not in force; empty for a machine that is off: it starts with what is desired.
+    pub fn shortfalls(&self) -> Vec<Short> {
+        let mut all = Vec::new();
+        let Some(force) = &self.force else { return all };
+        let in_force = force.quota.is_some_and(|quota| quota.0 == self.desired.cpu_milli)
+            && force.net_bit_per_sec == Some(self.desired.net_bit_per_sec);
+        if !in_force {
+            all.push(waits(self.trouble.clone().unwrap_or_else(|| "its limits are being set".to_owned())));
+        }
+        match &force.cpus {
+            Some(cpus) => self.short_cpus(force, cpus, &mut all),
+            None => {
+                let carried = carried_milli(self.desired.cpu_milli, force.boot_cpus);
+                if carried < self.desired.cpu_milli {
+                    all.push(until_restart(format!(
+                        "its {} vCPUs carry {} cpu; the rest follows at its next start",
+                        force.boot_cpus,
+                        MilliCpu(carried)
+                    )));
+                }
+            }
+        }
+        match &force.memory {
+            Some(memory) => self.short_memory(force, memory, &mut all),
+            None if force.boot_bytes != self.desired.memory_bytes => all.push(until_restart(format!(
+                "it keeps {} of memory until its next start",
+                Bytes(force.boot_bytes)
+            ))),
+            None => {}
+        }
+        if force.paused && all.iter().any(|short| !short.until_restart) {
+            all.push(waits("it is paused, and its guest can do nothing"));
+        }
+        all
+    }
+
+    fn short_cpus(&self, force: &Force, cpus: &CpuStatus, all: &mut Vec<Short>) {
+        let needed = vcpus_for(self.desired.cpu_milli);
+        if needed > cpus.possible {
+            all.push(until_restart(format!(
+                "{} vCPUs at most until its next start, they carry {} cpu",
+                cpus.possible,
+                MilliCpu(carried_milli(self.desired.cpu_milli, cpus.possible))
+            )));
+        }
+        let wanted = self.vcpus_wanted();
+        if cpus.present < wanted {
+            let cause = self.trouble.as_ref().map(|trouble| format!(": {trouble}")).unwrap_or_default();
+            all.push(waits(format!("{} of {wanted} vCPUs are plugged in{cause}", cpus.present)));
+        } else if force.agent {
+            // vCPUs beyond those wanted may stay plugged in as long as the guest has them offline.
+            if cpus.present > 1 && force.online != Some(wanted) {
+                let cause =
+                    self.agent_refuses.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+                all.push(waits(format!("its guest does not have {wanted} CPUs online yet{cause}")));
+            }
+        } else if cpus.present > wanted {
+            all.push(waits(format!(
+                "its guest has not given back {} of {} vCPUs; they share {} cpu",
+                cpus.present - wanted,
+                cpus.present,
+                MilliCpu(self.desired.cpu_milli)
+            )));
+        }
+    }
+
+    fn short_memory(&self, force: &Force, memory: &MemoryStatus, all: &mut Vec<Short>) {
+        let limit = memory_limit(memory.boot_bytes, memory.pluggable_bytes);
+        let goal = self.memory_goal().unwrap_or(limit);
+        if self.desired.memory_bytes > limit {
+            all.push(until_restart(format!(
+                "{} at most without a restart: {}",
+                Bytes(limit),
+                why_limited(memory)
+            )));
+        }
+        let held = held_bytes(memory);
+        if held < goal {
+            all.push(waits(too_little(memory, held, goal)));
+        } else if held > goal {
+            all.push(waits(too_much(memory, held, goal)));
+        } else if self.may_hold(force) > goal || force.wall_bytes.is_none() {
+            all.push(waits(self.trouble.clone().unwrap_or_else(|| "its limits are being set".to_owned())));
+        }
+    }
+}
+
+fn why_limited(memory: &MemoryStatus) -> String {
+    if memory.pluggable_bytes < memory.boot_bytes.saturating_mul(super::HOT_RATIO) {
+        "that is its --memory-max".to_owned()
+    } else {
+        format!("more would not fit the page tables of a guest that booted with {}", Bytes(memory.boot_bytes))
+    }
+}
+
+fn too_little(memory: &MemoryStatus, held: u64, goal: u64) -> String {
+    let (held, goal) = (Bytes(held), Bytes(goal));
+    if memory.plugged_bytes < memory.requested_bytes && !memory.plug_driver {
+        return format!("its kernel has no virtio-mem driver at work: it has {held} of {goal}");
+    }
+    format!("its guest has taken {held} of {goal} so far")
+}
+
+fn too_much(memory: &MemoryStatus, held: u64, goal: u64) -> String {
+    let over = Bytes(held - goal);
+    match (memory.plugged_bytes > 0, memory.plug_driver, memory.balloon_driver) {
+        (_, _, false) if goal < memory.boot_bytes => {
+            format!("its kernel has no balloon driver at work: {over} stay with it until its next start")
+        }
+        (true, true, _) => format!("{over} of the guest's memory is not movable now"),
+        (true, false, _) => format!("its kernel has no virtio-mem driver at work: {over} stay with it"),
+        (false, _, _) => format!("{over} of the guest's memory is in use now"),
+    }
+}
