@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use lathe_shard::{BitRate, Bytes, Change, Iops, MilliCpu};
@@ -288,6 +289,51 @@ pub struct ResizeArgs {
     /// Only if the machine still has this revision
     #[arg(long, value_name = "N")]
     pub if_revision: Option<u64>,
+    /// Back to what it was after this time (90s, 10min, 1h, 2d), also across a restart of lathed
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub r#for: Option<Duration>,
+    /// End the operation after this time whatever is in force [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub deadline: Option<Duration>,
+    /// What becomes of what is not in force then
+    #[arg(long, value_enum, default_value_t = AtDeadline::Keep)]
+    pub deadline_action: AtDeadline,
+    /// Wait this long for the end; it goes on afterwards [default: until it ends]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub wait: Option<Duration>,
+    /// Back to the shape before the last resize
+    #[arg(long, conflicts_with_all = ["cpu", "memory", "net", "iops", "for"])]
+    pub undo: bool,
+    /// Give up what is under way: back to what was before
+    #[arg(long, conflicts_with_all = ["cpu", "memory", "net", "iops", "for", "undo", "plan", "wait", "deadline"])]
+    pub cancel: bool,
+}
+
+/// `--deadline-action`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AtDeadline {
+    /// It stays desired, and is gone on with in the background
+    Keep,
+    /// Back to what it was
+    Revert,
+}
+
+/// `500ms`, `90s`, `10min`, `1h`, `2d`; without unit seconds.
+fn time(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let wrong = || format!("{text} is no time: write 500ms, 90s, 10min, 1h or 2d");
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let msec = match unit.trim() {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(msec).map(Duration::from_millis).ok_or_else(wrong)
 }
 
 /// A change of something that may be unlimited.
@@ -557,6 +603,16 @@ mod tests {
         assert_eq!(bounds::<MilliCpu>("370m"), Ok(Bounds { now: MilliCpu(370), max: None }));
         assert!(bounds::<MilliCpu>("4..0.5").is_err());
         assert!(bounds::<MilliCpu>("..").is_err());
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(time("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(time("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(time("1h"), Ok(Duration::from_secs(3600)));
+        for bad in ["", "h", "1w", "-1s", "1.5h", "99999999999999999999d", "99999999999999999d"] {
+            assert!(time(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,17 +1,17 @@
-//! Verbs about machines: run, list, show, resize, start, stop, rm, logs.
+//! Verbs about machines: run, list, show, start, stop, rm, logs; [`super::resize`] has one of its own.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use hyper::Method;
-use lathe_shard::{BitRate, Bytes, Change, Iops, MEMORY_SHARD, MilliCpu, RATE_SHARD};
+use lathe_shard::{BitRate, Bytes, Iops, MilliCpu};
 
 use crate::api::wire::{
-    Amounts, DiskSource, MachineList, MachineState, MachineView, PlanView, Removed, ResizeOutcome,
-    ResizeRequest, ResizeView, RunRequest, StopRequest, Upload,
+    Amounts, DiskSource, MachineList, MachineState, MachineView, PlanView, Removed, RunRequest, StopRequest,
+    Upload,
 };
-use crate::cli::args::{Limit, ListArgs, LogsArgs, Net, ResizeArgs, RmArgs, RunArgs, SortBy, StopArgs};
+use crate::cli::args::{ListArgs, LogsArgs, Net, RmArgs, RunArgs, SortBy, StopArgs};
 use crate::cli::client::Client;
 use crate::cli::output::{self, Table, print, print_json, say};
 use crate::cli::{Verdict, exit};
@@ -22,7 +22,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// Seconds to wait for the built-in guest's agent unless told otherwise.
 const BUILT_IN_GUEST_WAIT_SEC: u32 = 60;
 
-fn machine_path(name: &str) -> Result<String, Problem> {
+pub(super) fn machine_path(name: &str) -> Result<String, Problem> {
     let fine = !name.is_empty()
         && name.len() <= 64
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
@@ -283,6 +283,9 @@ fn show_text(view: &MachineView) -> String {
     if !view.mac.is_empty() {
         text.push_str(&format!("network   {}   mac {}\n", view.addresses.join(", "), view.mac));
     }
+    if let Some(operation) = &view.operation {
+        text.push_str(&super::resize::operation_line(operation));
+    }
     let agent = if view.guest_agent { "answers" } else { "does not answer" };
     let restart = format!("{:?}", view.restart).to_lowercase().replace("onfailure", "on-failure");
     text.push_str(&format!(
@@ -296,149 +299,7 @@ fn show_text(view: &MachineView) -> String {
     text
 }
 
-/// `now` changed as asked, in smallest units.
-fn changed<T: Copy>(
-    what: &str,
-    change: Change<T>,
-    now: u64,
-    step: u64,
-    value: impl Fn(&T) -> u64,
-) -> Result<u64, Problem> {
-    change.apply(now, step, value).ok_or_else(|| {
-        Problem::new(
-            Kind::BadRequest,
-            "bad-amount",
-            format!("{what}: the change leads below zero or beyond what can be counted"),
-        )
-    })
-}
-
-fn resize_request(args: &ResizeArgs, now: &MachineView) -> Result<ResizeRequest, Problem> {
-    let net = |limit| match limit {
-        Limit::Unlimited => Ok(0),
-        Limit::Change(change) => {
-            changed("net", change, now.net.desired, RATE_SHARD.0, |rate: &BitRate| rate.0)
-        }
-    };
-    let iops = |limit| match limit {
-        Limit::Unlimited => Ok(0),
-        Limit::Change(change) => changed("iops", change, now.iops.desired, 1, |iops: &Iops| iops.0),
-    };
-    let request = ResizeRequest {
-        cpu_milli: args
-            .cpu
-            .map(|change| changed("cpu", change, now.cpu.desired, 1, |cpu: &MilliCpu| cpu.0))
-            .transpose()?,
-        memory_bytes: args
-            .memory
-            .map(|change| {
-                changed("memory", change, now.memory.desired, MEMORY_SHARD.0, |bytes: &Bytes| bytes.0)
-            })
-            .transpose()?,
-        net_bit_per_sec: args.net.map(net).transpose()?,
-        iops: args.iops.map(iops).transpose()?,
-        ..ResizeRequest::default()
-    };
-    if request == ResizeRequest::default() {
-        return Err(Problem::new(
-            Kind::BadRequest,
-            "usage",
-            "nothing to change: none of --cpu --memory --net --iops is given",
-        )
-        .fix(format!("lathe resize {} --cpu +0.5", args.name)));
-    }
-    Ok(request)
-}
-
-/// `lathe resize`.
-pub async fn resize(client: &Client, json: bool, args: &ResizeArgs) -> Verdict {
-    let path = machine_path(&args.name)?;
-    let now: MachineView = client.get(&path).await?;
-    let request = resize_request(args, &now)?;
-    // A relative change holds only for the amounts that it was computed from.
-    let relative = [
-        args.cpu.is_some_and(|change| !matches!(change, Change::To(_))),
-        args.memory.is_some_and(|change| !matches!(change, Change::To(_))),
-    ];
-    let relative_limit = matches!(args.net, Some(Limit::Change(change)) if !matches!(change, Change::To(_)))
-        || matches!(args.iops, Some(Limit::Change(change)) if !matches!(change, Change::To(_)));
-    let if_match =
-        args.if_revision.or_else(|| (relative.contains(&true) || relative_limit).then_some(now.revision));
-    if args.plan {
-        let plan: PlanView =
-            client.send(Method::PATCH, &format!("{path}?plan=true"), &request, if_match).await?;
-        let verdict = print_plan(&plan, json, args.exit_code)?;
-        if !json && !plan.steps.is_empty() {
-            print(&format!("Apply exactly this: {}\n", apply_line(&args.name, &request, plan.revision)));
-        }
-        return Ok(verdict);
-    }
-    let view: ResizeView = client.send(Method::PATCH, &path, &request, if_match).await?;
-    if json {
-        print_json(&view)?;
-    } else {
-        print(&resize_text(&request, &now, &view));
-    }
-    Ok(match view.outcome {
-        ResizeOutcome::Unchanged | ResizeOutcome::Applied => exit::DONE,
-        ResizeOutcome::Partial | ResizeOutcome::UnderWay => exit::CONVERGING,
-        ResizeOutcome::Failed => exit::FAILED,
-    })
-}
-
-fn apply_line(name: &str, request: &ResizeRequest, revision: u64) -> String {
-    let mut line = format!("lathe resize {name}");
-    if let Some(milli) = request.cpu_milli {
-        line.push_str(&format!(" --cpu {}", MilliCpu(milli)));
-    }
-    if let Some(bytes) = request.memory_bytes {
-        line.push_str(&format!(" --memory {bytes}"));
-    }
-    for (option, amount, unit) in [("net", request.net_bit_per_sec, "bit"), ("iops", request.iops, "iops")] {
-        match amount {
-            Some(0) => line.push_str(&format!(" --{option} unlimited")),
-            Some(amount) => line.push_str(&format!(" --{option} {amount}{unit}")),
-            None => {}
-        }
-    }
-    format!("{line} --if-revision {revision}")
-}
-
-fn resize_text(request: &ResizeRequest, before: &MachineView, after: &ResizeView) -> String {
-    let outcome = match after.outcome {
-        ResizeOutcome::Unchanged => "unchanged",
-        ResizeOutcome::Applied => "applied",
-        ResizeOutcome::Partial => "partial",
-        ResizeOutcome::Failed => "failed",
-        ResizeOutcome::UnderWay => "under way",
-    };
-    let mut text = format!(
-        "{}   {outcome} in {}   revision {}\n",
-        after.name,
-        output::took(after.took_usec),
-        after.revision
-    );
-    let mut line =
-        |label: &str, was: String, is: String| text.push_str(&format!("  {label:<8}{was} -> {is}\n"));
-    if request.cpu_milli.is_some() {
-        line("cpu", MilliCpu(before.cpu.actual).to_string(), MilliCpu(after.cpu.actual).to_string());
-    }
-    if request.memory_bytes.is_some() {
-        line("memory", Bytes(before.memory.actual).to_string(), Bytes(after.memory.actual).to_string());
-    }
-    if request.net_bit_per_sec.is_some() {
-        line("net", output::rate(before.net.actual), output::rate(after.net.actual));
-    }
-    if request.iops.is_some() {
-        line("iops", before.iops.actual.to_string(), after.iops.actual.to_string());
-    }
-    if !after.reason.is_empty() {
-        text.push_str(&format!("  why     {}\n", after.reason));
-    }
-    text
-}
-
-fn print_plan(plan: &PlanView, json: bool, exit_code: bool) -> Verdict {
+pub(super) fn print_plan(plan: &PlanView, json: bool, exit_code: bool) -> Verdict {
     if json {
         print_json(plan)?;
     } else if plan.steps.is_empty() {
@@ -559,15 +420,5 @@ mod tests {
         for name in ["", "a/b", "..%2f", "a?b", "a b"] {
             assert!(machine_path(name).is_err(), "{name}");
         }
-    }
-
-    #[test]
-    fn the_line_to_apply_a_plan_can_be_pasted() {
-        let request =
-            ResizeRequest { cpu_milli: Some(1500), net_bit_per_sec: Some(0), ..ResizeRequest::default() };
-        assert_eq!(
-            apply_line("demo", &request, 7),
-            "lathe resize demo --cpu 1.50 --net unlimited --if-revision 7"
-        );
     }
 }

@@ -3,7 +3,7 @@
 //! - [`args`]: the definition of every verb and option, from which help, man page and completions are made
 //! - [`client`]: HTTP over the Unix socket
 //! - [`output`]: tables, amounts, errors as people read them
-//! - [`machine`], [`host`], [`image`], [`cluster`]: the verbs
+//! - [`machine`], [`resize`], [`host`], [`image`], [`cluster`]: the verbs
 //! - [`stream`]: `exec` and `console`
 //!
 //! Data goes to standard output, talk to standard error. Exit codes: [`exit`].
@@ -15,6 +15,7 @@ pub mod host;
 pub mod image;
 pub mod machine;
 pub mod output;
+pub mod resize;
 pub mod stream;
 
 use crate::cli::args::{Cli, Verb};
@@ -61,7 +62,7 @@ pub async fn execute(cli: Cli) -> Verdict {
         Verb::Run(args) => machine::run(&client, json, args).await,
         Verb::List(args) => machine::list(&client, json, &args).await,
         Verb::Show { name } => machine::show(&client, json, &name).await,
-        Verb::Resize(args) => machine::resize(&client, json, &args).await,
+        Verb::Resize(args) => resize::resize(&client, json, &args).await,
         Verb::Start { name } => machine::change(&client, json, &name, "start").await,
         Verb::Pause { name } => machine::change(&client, json, &name, "pause").await,
         Verb::Resume { name } => machine::change(&client, json, &name, "resume").await,

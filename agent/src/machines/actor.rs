@@ -37,6 +37,8 @@ const CLEAR_ATTEMPTS: u32 = 5;
 const CLEAR_PAUSE: Duration = Duration::from_secs(1);
 /// A machine that ran this long has no restarts in a row.
 const PEACE: Duration = Duration::from_secs(60);
+/// Between the end of a monitor's reader without a word and the belief that the monitor is gone.
+const READER_GRACE: Duration = Duration::from_secs(1);
 /// How long the guest agent may take to accept a shutdown before the power button is pressed instead.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -634,8 +636,14 @@ fn far_away() -> Instant {
 
 async fn next(notices: &mut Option<mpsc::Receiver<Notice>>) -> Notice {
     match notices {
-        // A reader that ended without a word is an end as well.
-        Some(receiver) => receiver.recv().await.unwrap_or(Notice::Gone),
+        Some(receiver) => match receiver.recv().await {
+            Some(notice) => notice,
+            None => {
+                // A reader that ended without a word is an end as well, unless lathed itself is ending, reader first.
+                tokio::time::sleep(READER_GRACE).await;
+                Notice::Gone
+            }
+        },
         None => std::future::pending().await,
     }
 }
