@@ -278,37 +278,13 @@ fn carry_out(
             cpus: told.cpus.clone(),
             memory: told.memory,
         })),
-        (Command::PrepareCpus { count } | Command::SetCpus { count }, Phase::Running | Phase::Paused)
-            if told.cpus.as_ref().is_none_or(|cpus| count == 0 || count > cpus.possible) =>
-        {
-            refuse("bad-request")
-        }
-        (Command::PrepareCpus { count }, Phase::Running | Phase::Paused) => {
-            let cpus = told.cpus.as_mut().unwrap();
-            let threads = cpus.vcpu_tids.len().max(count as usize);
-            cpus.vcpu_tids.resize(threads, std::process::id() as i32);
-            Ok(Answer::Cpus(cpus.clone()))
-        }
-        (Command::SetCpus { count }, Phase::Running | Phase::Paused) => {
-            let cpus = told.cpus.as_mut().unwrap();
-            cpus.target = count;
-            cpus.present = cpus.present.max(count);
-            Ok(Answer::Cpus(cpus.clone()))
-        }
-        (Command::SetPlugged { bytes }, Phase::Running | Phase::Paused) => match &mut told.memory {
-            Some(memory) if bytes <= memory.pluggable_bytes && bytes % (2 << 20) == 0 => {
-                memory.requested_bytes = bytes;
-                Ok(Answer::Memory(*memory))
-            }
-            _ => refuse("bad-request"),
-        },
-        (Command::SetBalloon { bytes }, Phase::Running | Phase::Paused) => match &mut told.memory {
-            Some(memory) if bytes < memory.boot_bytes + memory.plugged_bytes => {
-                memory.balloon_target_bytes = bytes;
-                Ok(Answer::Memory(*memory))
-            }
-            _ => refuse("bad-request"),
-        },
+        (
+            command @ (Command::PrepareCpus { .. }
+            | Command::SetCpus { .. }
+            | Command::SetPlugged { .. }
+            | Command::SetBalloon { .. }),
+            Phase::Running | Phase::Paused,
+        ) => reshape(told, command).ok_or_else(|| refuse("bad-request").unwrap_err()),
         (Command::ConsoleTail {}, _) => Ok(Answer::Console { text: String::new() }),
         (Command::ConsoleAttach { .. }, phase) if phase != Phase::Empty => {
             told.descriptors.extend(descriptors);
@@ -316,5 +292,34 @@ fn carry_out(
         }
         (Command::PowerButton {} | Command::Quit {}, _) => Ok(Answer::Done {}),
         _ => refuse("wrong-phase"),
+    }
+}
+
+/// A change of shape; `None` when it makes no sense.
+fn reshape(told: &mut Told, command: Command) -> Option<Answer> {
+    match command {
+        Command::PrepareCpus { count } => {
+            let cpus = told.cpus.as_mut().filter(|cpus| (1..=cpus.possible).contains(&count))?;
+            let threads = cpus.vcpu_tids.len().max(count as usize);
+            cpus.vcpu_tids.resize(threads, std::process::id() as i32);
+            Some(Answer::Cpus(cpus.clone()))
+        }
+        Command::SetCpus { count } => {
+            let cpus = told.cpus.as_mut().filter(|cpus| (1..=cpus.possible).contains(&count))?;
+            cpus.target = count;
+            cpus.present = cpus.present.max(count);
+            Some(Answer::Cpus(cpus.clone()))
+        }
+        Command::SetPlugged { bytes } => {
+            let memory = told.memory.as_mut().filter(|memory| bytes <= memory.pluggable_bytes)?;
+            memory.requested_bytes = bytes;
+            bytes.is_multiple_of(2 << 20).then_some(Answer::Memory(*memory))
+        }
+        Command::SetBalloon { bytes } => {
+            let memory = told.memory.as_mut()?;
+            memory.balloon_target_bytes = bytes;
+            (bytes < memory.boot_bytes + memory.plugged_bytes).then_some(Answer::Memory(*memory))
+        }
+        _ => None,
     }
 }

@@ -406,7 +406,7 @@ impl World {
             19..=21 => self.wait(much % 4000),
             22 => self.wait(much % 60_000),
             23 => {
-                let there = much % 3 != 0;
+                let there = !much.is_multiple_of(3);
                 self.happen(Event::Agent(there && self.on));
             }
             24 => self.reboot(),
