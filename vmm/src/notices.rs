@@ -5,11 +5,15 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
 /// Complaints kept until they are fetched; more are dropped.
 const MAX_COMPLAINTS: usize = 32;
+
+/// The guest's memory changes as often as the guest likes; it is told once in this time.
+const MEMORY_PACE: Duration = Duration::from_millis(50);
 
 /// Something that stops all vCPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +43,25 @@ struct State {
     complaints: VecDeque<Complaint>,
     cpus: bool,
     memory: bool,
+    memory_told: Option<Instant>,
     devices: bool,
     panicked: bool,
+}
+
+impl State {
+    /// How long it takes until what is known of memory may be told; `None` when there is nothing.
+    fn memory_due(&self) -> Option<Duration> {
+        let since = self.memory_told.map_or(MEMORY_PACE, |told| told.elapsed());
+        self.memory.then(|| MEMORY_PACE.saturating_sub(since))
+    }
+
+    fn take_memory(&mut self) -> bool {
+        let due = self.memory_due() == Some(Duration::ZERO);
+        if due {
+            (self.memory, self.memory_told) = (false, Some(Instant::now()));
+        }
+        due
+    }
 }
 
 /// What [`Notices::take`] fetches.
@@ -121,7 +142,7 @@ impl Notices {
         }
     }
 
-    /// Reports that the guest's memory changed; likewise.
+    /// Reports that the guest's memory changed; likewise, and it waits until the last one is a while ago ([`Notices::due`]).
     pub fn memory_changed(&self) {
         let mut state = self.lock();
         if !std::mem::replace(&mut state.memory, true) {
@@ -145,6 +166,11 @@ impl Notices {
         }
     }
 
+    /// When to fetch again although the descriptor is not readable.
+    pub fn due(&self) -> Option<Duration> {
+        self.lock().memory_due()
+    }
+
     /// Fetches all that there is.
     pub fn take(&self) -> Taken {
         // Cleared first: what comes later signals again.
@@ -154,9 +180,29 @@ impl Notices {
             halt: state.halt.take(),
             complaints: state.complaints.drain(..).collect(),
             cpus: std::mem::take(&mut state.cpus),
-            memory: std::mem::take(&mut state.memory),
+            memory: state.take_memory(),
             devices: std::mem::take(&mut state.devices),
             panicked: std::mem::take(&mut state.panicked),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_of_memory_are_told_at_once_and_then_at_their_pace() {
+        let notices = Notices::new().unwrap();
+        assert_eq!(notices.due(), None);
+        notices.memory_changed();
+        assert!(notices.take().memory, "the first one at once");
+        let begun = Instant::now();
+        notices.memory_changed();
+        while !notices.take().memory {
+            assert!(notices.due().is_some_and(|due| due <= MEMORY_PACE), "it would be forgotten");
+        }
+        assert!(begun.elapsed() + Duration::from_millis(1) >= MEMORY_PACE);
+        assert_eq!(notices.due(), None);
     }
 }

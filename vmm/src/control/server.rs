@@ -232,7 +232,9 @@ impl Server {
                 self.farewell();
                 return Ok(reason);
             }
-            self.wait(PollTimeout::NONE)?;
+            // Rounded up: a wait that ends too early would be one for nothing.
+            let due = self.monitor.notices().due().map(|due| due + Duration::from_millis(1));
+            self.wait(due.map_or(PollTimeout::NONE, |due| due.try_into().unwrap_or(PollTimeout::MAX)))?;
         }
     }
 
@@ -277,7 +279,7 @@ impl Server {
         };
         let ready: Vec<bool> = polled.iter().map(|p| p.any().unwrap_or(false)).collect();
         drop(polled);
-        if ready[0] {
+        if ready[0] || self.monitor.notices().due() == Some(Duration::ZERO) {
             self.monitor.on_notices();
         }
         if ready[1] && matches!(self.signals.read_signal(), Ok(Some(_))) {
