@@ -150,12 +150,12 @@ impl DeviceSet {
         }
     }
 
-    fn next_disk(&mut self) -> String {
-        self.next.0 += 1;
-        format!("block{}", self.next.0 - 1)
+    fn next_disk(&self) -> String {
+        format!("block{}", self.next.0)
     }
 
     fn keep_disk(&mut self, name: String, block: Block) -> Shared {
+        self.next.0 += 1;
         let device = Arc::new(Mutex::new(block));
         self.all.push(device.clone());
         self.disks.insert(name, device.clone());

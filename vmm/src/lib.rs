@@ -12,6 +12,7 @@
 //! - [`memory`], [`hotmem`], [`devices`], [`notices`]: its parts
 //! - [`vcpu`], [`gate`]: vCPU threads and how they stop and start
 //! - [`vcpus`], [`cpu_hotplug`]: vCPUs that come and go
+//! - [`slots`]: PCI slots, whose devices come and go likewise
 //! - [`device_thread`]: the loop that devices run in
 //! - [`bus`], [`power`], [`mod@panic`], [`console`], [`pci`]: what the guest reaches outside of its memory
 //! - [`virtio`]: the models of virtio devices

@@ -2,6 +2,7 @@
 
 mod bench;
 mod cluster;
+mod devices;
 mod elastic;
 mod exactness;
 mod jail;
@@ -22,6 +23,7 @@ const GROUPS: &[Group] = &[
     testbed::TOGETHER,
     monitor::MONITOR,
     elastic::GROUP,
+    devices::GROUP,
     machines::GROUP,
     mistakes::GROUP,
     jail::GROUP,

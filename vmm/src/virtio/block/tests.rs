@@ -397,3 +397,43 @@ proptest! {
         prop_assert_eq!(file.metadata().unwrap().len(), DISK_BYTES);
     }
 }
+
+#[test]
+fn a_disk_grows_with_its_file_tells_the_driver_and_never_shrinks() {
+    let (mut bench, file) = disk(false);
+    let sectors = |bench: &Bench<Block>| {
+        let mut bytes = [0; 8];
+        bench.device.read_config(0, &mut bytes);
+        u64::from_le_bytes(bytes)
+    };
+    assert_eq!(bench.device.grow().unwrap(), DISK_BYTES);
+    assert_eq!(bench.interrupts.config_count(), 0, "nothing to tell");
+    file.set_len(2 * DISK_BYTES).unwrap();
+    assert_eq!((sectors(&bench), bench.ask(0, DISK_BYTES / 512, &[], 512).0), (DISK_BYTES / 512, 1));
+    assert_eq!(bench.device.grow().unwrap(), 2 * DISK_BYTES);
+    assert_eq!((sectors(&bench), bench.interrupts.config_count()), (2 * DISK_BYTES / 512, 1));
+    assert_eq!(bench.ask(0, DISK_BYTES / 512, &[], 512), (0, 513, vec![0; 512]));
+    for bytes in [DISK_BYTES, 2 * DISK_BYTES + 1, 0] {
+        file.set_len(bytes).unwrap();
+        assert!(bench.device.grow().is_err(), "{bytes}");
+        assert_eq!((bench.device.bytes(), sectors(&bench)), (2 * DISK_BYTES, 2 * DISK_BYTES / 512));
+    }
+}
+
+#[test]
+fn a_closed_disk_gives_its_ring_to_the_next_one() {
+    let (mut bench, other) = disk(false);
+    assert_eq!(bench.ask(0, 5, &[], 512).2, [5; 512]);
+    let mut spares: Vec<Engine> = bench.device.close().into_iter().collect();
+    assert_eq!(spares.len(), 1);
+    assert!(bench.device.close().is_none(), "once only");
+    let file = || OwnedFd::from(tempfile::tempfile().unwrap());
+    assert!(Block::with_spare("block1", file(), false, "", &mut spares).is_err(), "an empty file");
+    assert_eq!(spares.len(), 1, "what is refused takes no ring");
+    let grown = file();
+    nix::unistd::ftruncate(&grown, 4096).unwrap();
+    let next = Block::with_spare("block2", grown, false, "", &mut spares).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(Bench::new(next, FLUSHED).ask(0, 0, &[], 512), (0, 513, vec![0; 512]));
+    let error = Block::with_spare("block3", OwnedFd::from(other), false, "", &mut spares);
+    assert!(error.is_err_and(|e| e.to_string().contains("block3: no ring is left")));
+}
