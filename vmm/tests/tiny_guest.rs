@@ -11,7 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use lathe_vmm::control::wire::{
-    Answer, Command, CpuStatus, Event, ExitReason, MachineConfig, OnPanic, OnReboot, Phase, Refusal, Status,
+    Answer, Command, CpuStatus, DiskConfig, Event, ExitReason, MachineConfig, OnPanic, OnReboot, Phase,
+    Refusal, Status,
 };
 use lathe_vmm::monitor::Monitor;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -467,4 +468,73 @@ fn a_reset_keeps_the_number_of_vcpus_that_was_asked_for_last() {
     let now = status(&mut monitor).cpus.unwrap();
     assert_eq!((now.present, now.target, now.vcpu_tids.len()), (1, 1, 3));
     do_now(&mut monitor, Command::Quit {}).unwrap();
+}
+
+/// A machine with slots for what comes later, running; and so many disks that came.
+fn with_disks(code: &[u8], count: usize) -> Option<Monitor> {
+    let (mut monitor, _console) = define_with(&elf(code), |config| config.hotplug_slots = 4)?;
+    start(&mut monitor, 1);
+    do_now(&mut monitor, Command::Go {}).unwrap();
+    for number in 0..count {
+        let disk = DiskConfig { fd: 0, read_only: false, serial: String::new() };
+        let attached = monitor.execute(Command::AttachDisk(disk), vec![image(&[0; 4096])]).unwrap();
+        assert!(matches!(attached, Answer::Attached { device } if device == format!("block{number}")));
+    }
+    Some(monitor)
+}
+
+fn detach(monitor: &mut Monitor, device: &str) {
+    do_now(monitor, Command::Detach { device: device.to_owned() }).unwrap();
+}
+
+/// Names of the devices that have gone since the last call.
+fn gone(monitor: &mut Monitor) -> Vec<String> {
+    let names = monitor.take_events().into_iter().filter_map(|event| match event {
+        Event::DeviceDetached { device } => Some(device),
+        _ => None,
+    });
+    names.collect()
+}
+
+#[test]
+fn only_devices_that_were_asked_to_go_are_ejected() {
+    // mov dx, EJECT; mov eax, -1; out dx, eax, for ever.
+    let code = [0x66, 0xba, 0xa8, 0x06, 0xb8, 0xff, 0xff, 0xff, 0xff, 0xef, 0xeb, 0xfd];
+    let Some(mut monitor) = with_disks(&code, 3) else { return };
+    let exits = |monitor: &mut Monitor| match do_now(monitor, Command::Stats {}).unwrap() {
+        Answer::Stats(stats) => stats.exits,
+        other => panic!("{other:?}"),
+    };
+    let before = exits(&mut monitor);
+    serve(&mut monitor, |m| exits(m) > before + 100);
+    assert!(gone(&mut monitor).is_empty(), "the guest ejected what nobody asked for");
+    detach(&mut monitor, "block1");
+    let mut told = Vec::new();
+    serve(&mut monitor, |m| {
+        told.extend(gone(m));
+        !told.is_empty()
+    });
+    assert_eq!(told, ["block1"]);
+    let again = do_now(&mut monitor, Command::Detach { device: "block1".to_owned() });
+    assert!(again.unwrap_err().message.contains("there is no device block1"));
+    let grown = do_now(&mut monitor, Command::GrowDisk { device: "block2".to_owned() }).unwrap();
+    assert!(matches!(grown, Answer::DiskSize { bytes: 4096 }));
+}
+
+#[test]
+fn a_reset_ends_what_was_asked_to_go_and_keeps_the_rest() {
+    // mov dx, DOWN; until it reads other than 0: in eax, dx. Then reset without having ejected anything.
+    let mut code = vec![0x66, 0xba, 0xa4, 0x06, 0xed, 0x85, 0xc0, 0x74, 0xfb];
+    code.extend(out(RESET.0, RESET.1));
+    code.extend(SPIN);
+    let Some(mut monitor) = with_disks(&code, 2) else { return };
+    for (device, other) in [("block0", Some("block1")), ("block1", None)] {
+        let before = status(&mut monitor).reboots;
+        detach(&mut monitor, device);
+        serve(&mut monitor, |m| status(m).reboots > before);
+        assert_eq!(gone(&mut monitor), [device]);
+        if let Some(other) = other {
+            do_now(&mut monitor, Command::GrowDisk { device: other.to_owned() }).unwrap();
+        }
+    }
 }
