@@ -1,5 +1,7 @@
 use std::io;
 
+use proptest::prelude::*;
+
 use super::super::testing::{Bench, Buffer, FakeReport};
 use super::*;
 use crate::hotmem::{Host, RangeSet};
@@ -191,4 +193,73 @@ fn broken_chains_stop_the_device_and_a_driver_that_touches_anything_is_not_serve
         watcher: super::super::Watcher::new(Arc::new(vmm_sys_util::epoll::Epoll::new().unwrap()), 0),
     };
     assert!(bench.device.activate(activation).unwrap_err().to_string().contains("5.16"));
+}
+
+/// One request of a driver that does as it likes, or a change of what is requested.
+#[derive(Clone, Debug)]
+enum Move {
+    Ask { kind: u16, address: u64, blocks: u16 },
+    Request(u64),
+}
+
+fn moves() -> impl Strategy<Value = Move> {
+    let near = (0..70u64, prop::bool::weighted(0.05))
+        .prop_map(|(block, off)| START - BLOCK_BYTES + block * BLOCK_BYTES + u64::from(off));
+    let address = prop_oneof![9 => near, 1 => any::<u64>()];
+    let blocks = prop_oneof![9 => 0..12u16, 1 => any::<u16>()];
+    prop_oneof![
+        6 => (prop_oneof![Just(PLUG), Just(PLUG), Just(UNPLUG), Just(STATE), any::<u16>()], address, blocks)
+            .prop_map(|(kind, address, blocks)| Move::Ask { kind, address, blocks }),
+        1 => (0..=LIMIT / BLOCK_BYTES).prop_map(|blocks| Move::Request(blocks * BLOCK_BYTES)),
+    ]
+}
+
+/// The blocks of a request, if it names any, by their places in a model.
+fn named(address: u64, blocks: u16) -> Option<Range<usize>> {
+    let first = address.checked_sub(START).filter(|at| at.is_multiple_of(BLOCK_BYTES))? / BLOCK_BYTES;
+    let range = first..first + u64::from(blocks);
+    (blocks > 0 && range.end <= BYTES / BLOCK_BYTES).then_some(range.start as usize..range.end as usize)
+}
+
+proptest! {
+    /// Whatever it asks for: it has what it was told, never more than was requested when it got it.
+    #[test]
+    fn a_hostile_driver_gets_what_the_rules_give(steps in prop::collection::vec(moves(), 1..60)) {
+        let mut bench = bench();
+        let (mut has, mut requested) = (vec![false; (BYTES / BLOCK_BYTES) as usize], 0);
+        for step in steps {
+            match step {
+                Move::Request(bytes) => {
+                    bench.device.set_requested(bytes).unwrap();
+                    requested = bytes;
+                }
+                Move::Ask { kind, address, blocks } => {
+                    let count = |has: &[bool]| has.iter().filter(|b| **b).count() as u64 * BLOCK_BYTES;
+                    let (said, state) = ask(&mut bench, kind, address, blocks);
+                    let expected = match (kind, named(address, blocks)) {
+                        (UNPLUG_ALL, _) => {
+                            has.fill(false);
+                            ACK
+                        }
+                        (PLUG | UNPLUG | STATE, None) => ERROR,
+                        (PLUG, Some(_)) if count(&has) + u64::from(blocks) * BLOCK_BYTES > requested => NACK,
+                        (PLUG | UNPLUG, Some(range)) if has[range.clone()].contains(&(kind == PLUG)) => ERROR,
+                        (PLUG | UNPLUG, Some(range)) => {
+                            has[range].fill(kind == PLUG);
+                            ACK
+                        }
+                        (STATE, Some(range)) => {
+                            let all = has[range.clone()].iter().all(|b| *b);
+                            let any = has[range].contains(&true);
+                            prop_assert_eq!(state, if all { STATE_PLUGGED } else if any { STATE_MIXED } else { STATE_UNPLUGGED });
+                            ACK
+                        }
+                        _ => ERROR,
+                    };
+                    prop_assert_eq!(said, expected);
+                    prop_assert_eq!(bench.device.state().plugged, count(&has));
+                }
+            }
+        }
+    }
 }
