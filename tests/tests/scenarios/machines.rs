@@ -18,7 +18,9 @@ pub const GROUP: Group = Group {
         ("exec_carries_streams_status_and_terminal", exec_carries_streams_status_and_terminal),
         ("console_and_logs_show_the_serial_line", console_and_logs_show_the_serial_line),
         ("resize_changes_a_running_machine", resize_changes_a_running_machine),
+        ("a_paused_machine_stands_still_and_goes_on", a_paused_machine_stands_still_and_goes_on),
         ("stop_start_and_remove", stop_start_and_remove),
+        ("a_panic_is_told_and_the_machine_boots_again", a_panic_is_told_and_the_machine_boots_again),
         ("restart_policies_are_kept", restart_policies_are_kept),
         ("own_kernel_initrd_and_disk_are_uploaded", own_kernel_initrd_and_disk_are_uploaded),
         ("an_image_becomes_a_private_disk", an_image_becomes_a_private_disk),
@@ -157,6 +159,59 @@ fn resize_changes_a_running_machine(hosts: &Hosts) {
     host.run("lathe resize demo --cpu 0.75 --plan --exit-code").expect_ok().expect_out("nothing to do");
     assert!(boot_id(&host, "demo") == boot, "the guest has booted anew");
     View::of(&host).expect_agreement();
+}
+
+fn a_paused_machine_stands_still_and_goes_on(hosts: &Hosts) {
+    let host = demo(hosts);
+    let boot = boot_id(&host, "demo");
+    let took = host.run("lathe pause demo").expect_ok().expect_out("paused").took;
+    hosts.note(&format!("paused after {:.2} s", took.as_secs_f32()));
+    host.run("lathe pause demo").expect_ok();
+    let usage = "awk '/usage_usec/ {print $2}' /sys/fs/cgroup/lathe.slice/lathe-vm@demo.service/machine/vcpu/cpu.stat";
+    host.run(&format!("a=$({usage}); sleep 2; b=$({usage}); echo $((b - a))")).expect_stdout("0");
+    for refused in ["lathe exec demo -- true", "lathe start demo"] {
+        host.run(refused)
+            .expect_status(9)
+            .expect_err("error[machine-paused]")
+            .expect_err("fix: lathe resume demo");
+    }
+    host.run("systemctl restart lathed").expect_ok();
+    host.wait_until("lathed is back", Duration::from_secs(30), "lathe show demo");
+    assert!(show(&host, "demo")["state"] == "paused", "{}", show(&host, "demo"));
+    host.run("lathe resume demo").expect_ok().expect_out("running");
+    answers(&host, "demo");
+    assert!(boot_id(&host, "demo") == boot, "the guest has booted anew");
+    host.run("lathe pause demo").expect_ok();
+    host.run("lathe stop demo --timeout 60").expect_ok().expect_out("stopped on request");
+    host.run("lathe pause demo").expect_status(9).expect_err("error[machine-not-running]");
+    host.run("lathe start demo").expect_ok();
+    answers(&host, "demo");
+    settled(&host).expect_agreement();
+}
+
+fn a_panic_is_told_and_the_machine_boots_again(hosts: &Hosts) {
+    let host = hosts.host(1);
+    make_small(&host, "falls", "--net none");
+    host.run("lathe resize falls --cpu 1").expect_ok();
+    let boot = boot_id(&host, "falls");
+    // The module that tells is loaded after the first hello.
+    host.wait_until(
+        "the guest can tell",
+        Duration::from_secs(30),
+        "lathe exec falls -- grep -q pvpanic_mmio /proc/modules",
+    );
+    let events = host.start("timeout 90 lathe events | grep -m 1 'kernel panicked: sysrq triggered crash'");
+    host.run("timeout 20 lathe exec falls -- sh -c 'sleep 1; echo c >/proc/sysrq-trigger'");
+    events.finish_within(Duration::from_secs(90)).expect_ok();
+    host.wait_until(
+        "it boots again by itself",
+        Duration::from_secs(60),
+        "lathe show falls --json >/tmp/shown && jq -e '.restarts == 1 and .state == \"running\" and .reason == \"\"' /tmp/shown",
+    );
+    answers(&host, "falls");
+    assert!(boot_id(&host, "falls") != boot);
+    settled(&host).expect_agreement();
+    away(&host, &["falls"]);
 }
 
 fn stop_start_and_remove(hosts: &Hosts) {
