@@ -477,12 +477,7 @@ pub fn resume(life: &Life, found: Found, reboot: bool, autostart: bool) -> Decis
             Found::Panicked(message),
         ) => decision(Life::Panicked { message }, vec![Effect::Watch, Effect::Timer(PANIC_TIMEOUT)]),
         (Life::Stopping, found @ (Found::Alive | Found::Still | Found::Panicked(_))) => {
-            let off = match found {
-                Found::Still => off_from_pause(RESUMED_STOP_TIMEOUT),
-                Found::Panicked(_) => off(Duration::ZERO),
-                _ => off(RESUMED_STOP_TIMEOUT),
-            };
-            decision(Life::Stopping, [Effect::Watch].into_iter().chain(off).collect())
+            decision(Life::Stopping, [Effect::Watch].into_iter().chain(off_again(&found)).collect())
         }
         // A monitor where there should be none, or one that was never told all: away with it, then as if it had not been.
         (Life::Starting { .. }, _) => decision(life.clone(), vec![Effect::Clear, Effect::Launch]),
@@ -509,6 +504,15 @@ pub fn resume(life: &Life, found: Found, reboot: bool, autostart: bool) -> Decis
             let reason = "a monitor ran although the machine was stopped".to_owned();
             decision(Life::Clearing { end: End { kind: EndKind::Asked, reason } }, vec![Effect::Clear])
         }
+    }
+}
+
+/// The stop of a machine that was being stopped, once more.
+fn off_again(found: &Found) -> Vec<Effect> {
+    match found {
+        Found::Still => off_from_pause(RESUMED_STOP_TIMEOUT),
+        Found::Panicked(_) => off(Duration::ZERO),
+        _ => off(RESUMED_STOP_TIMEOUT),
     }
 }
 

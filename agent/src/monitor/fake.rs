@@ -212,6 +212,11 @@ fn name_of(command: &Command) -> String {
     value.as_object().unwrap().keys().next().unwrap().clone()
 }
 
+fn enter(told: &mut Told, phase: Phase) -> Result<Answer, Refusal> {
+    told.phase = phase;
+    Ok(Answer::Done {})
+}
+
 fn carry_out(
     told: &mut Told,
     command: Command,
@@ -255,18 +260,9 @@ fn carry_out(
             }
             Ok(Answer::Started { vcpu_tids: vec![std::process::id() as i32] })
         }
-        (Command::Go {}, Phase::Ready) => {
-            told.phase = Phase::Running;
-            Ok(Answer::Done {})
-        }
-        (Command::Pause {}, Phase::Running) => {
-            told.phase = Phase::Paused;
-            Ok(Answer::Done {})
-        }
-        (Command::Resume {}, Phase::Paused) => {
-            told.phase = Phase::Running;
-            Ok(Answer::Done {})
-        }
+        (Command::Go {}, Phase::Ready) => enter(told, Phase::Running),
+        (Command::Pause {}, Phase::Running) => enter(told, Phase::Paused),
+        (Command::Resume {}, Phase::Paused) => enter(told, Phase::Running),
         (Command::PowerButton {}, Phase::Paused) => refuse("wrong-phase"),
         (Command::Status {}, phase) => Ok(Answer::Status(Status {
             phase,
