@@ -538,3 +538,30 @@ fn a_reset_ends_what_was_asked_to_go_and_keeps_the_rest() {
         }
     }
 }
+
+#[test]
+fn an_event_waits_for_a_guest_that_has_no_driver_yet() {
+    // sti; waits for the event, which must not come as an interrupt: there is nothing in the interrupt descriptor table.
+    let code = [
+        vec![0xfb],
+        until(1, &input(CPU_NEXT)),
+        vec![0xb9, 0, 0x10, 0, 0, 0xff, 0xc9, 0x75, 0xfc],
+        out(0x3f8, b'k'),
+        SPIN.to_vec(),
+    ]
+    .concat();
+    let Some((mut monitor, mut console)) = define_with(&elf(&code), |config| config.cpus_max = Some(2))
+    else {
+        return;
+    };
+    start(&mut monitor, 1);
+    do_now(&mut monitor, Command::Go {}).unwrap();
+    cpus(&mut monitor, Command::SetCpus { count: 2 });
+    let mut byte = [0];
+    console.read_exact(&mut byte).unwrap();
+    assert_eq!(byte, *b"k");
+    monitor.on_notices();
+    let exit = monitor.exit().cloned();
+    assert_eq!((exit, status(&mut monitor).reboots), (None, 0));
+    do_now(&mut monitor, Command::Quit {}).unwrap();
+}

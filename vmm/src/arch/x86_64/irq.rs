@@ -26,7 +26,31 @@ pub const MAX_MSI: u32 = 1024;
 pub fn create_controllers(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)?;
     vm.set_tss_address(layout::KVM_TSS)?;
-    vm.create_irq_chip()
+    vm.create_irq_chip()?;
+    // KVM's own table sends the lower GSIs to the PIC as well. Nobody has masked it when the guest starts, and its vectors begin at 0:
+    // an event raised before the guest's driver is there would come as an exception.
+    write_routes(vm, &BTreeMap::new())
+}
+
+/// Replaces KVM's table: the pins, then these messages.
+fn write_routes(vm: &VmFd, messages: &BTreeMap<u32, Message>) -> Result<(), kvm_ioctls::Error> {
+    let mut entries = Vec::with_capacity(layout::IOAPIC_PINS as usize + messages.len());
+    for pin in 0..layout::IOAPIC_PINS {
+        let mut entry =
+            kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+        entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
+        entry.u.irqchip.pin = pin;
+        entries.push(entry);
+    }
+    for (&gsi, message) in messages {
+        let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+        entry.u.msi.address_lo = message.address as u32;
+        entry.u.msi.address_hi = (message.address >> 32) as u32;
+        entry.u.msi.data = message.data;
+        entries.push(entry);
+    }
+    let table = KvmIrqRouting::from_entries(&entries).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
+    vm.set_gsi_routing(&table)
 }
 
 /// What the controllers shared by all vCPUs hold just after creation.
@@ -112,9 +136,9 @@ impl Router {
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         match routes.messages.insert(gsi, message) {
             Some(old) if old == message => Ok(()),
-            Some(_) => self.write(&routes.messages),
+            Some(_) => write_routes(&self.vm, &routes.messages),
             None => {
-                self.write(&routes.messages)?;
+                write_routes(&self.vm, &routes.messages)?;
                 self.vm.register_irqfd(fd, gsi)
             }
         }
@@ -128,25 +152,5 @@ impl Router {
             let _ = self.vm.unregister_irqfd(fd, gsi);
         }
         routes.free.push(gsi);
-    }
-
-    fn write(&self, messages: &BTreeMap<u32, Message>) -> Result<(), kvm_ioctls::Error> {
-        let mut entries = Vec::with_capacity(layout::IOAPIC_PINS as usize + messages.len());
-        for pin in 0..layout::IOAPIC_PINS {
-            let mut entry =
-                kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
-            entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
-            entry.u.irqchip.pin = pin;
-            entries.push(entry);
-        }
-        for (&gsi, message) in messages {
-            let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
-            entry.u.msi.address_lo = message.address as u32;
-            entry.u.msi.address_hi = (message.address >> 32) as u32;
-            entry.u.msi.data = message.data;
-            entries.push(entry);
-        }
-        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
-        self.vm.set_gsi_routing(&table)
     }
 }
