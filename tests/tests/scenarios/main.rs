@@ -5,6 +5,7 @@ mod cluster;
 mod devices;
 mod elastic;
 mod exactness;
+mod hotplug;
 mod jail;
 mod machines;
 mod mistakes;
@@ -23,6 +24,7 @@ const GROUPS: &[Group] = &[
     testbed::TOGETHER,
     monitor::MONITOR,
     elastic::GROUP,
+    hotplug::GROUP,
     devices::GROUP,
     machines::GROUP,
     mistakes::GROUP,
