@@ -565,3 +565,17 @@ fn an_event_waits_for_a_guest_that_has_no_driver_yet() {
     assert_eq!((exit, status(&mut monitor).reboots), (None, 0));
     do_now(&mut monitor, Command::Quit {}).unwrap();
 }
+
+#[test]
+fn devices_that_come_and_go_use_nothing_up() {
+    let code = [0x66, 0xba, 0xa8, 0x06, 0xb8, 0xff, 0xff, 0xff, 0xff, 0xef, 0xeb, 0xfd];
+    let Some(mut monitor) = with_disks(&code, 0) else { return };
+    // Two interrupts each: more than the machine has, were they not given back. The same for rings and slots.
+    for number in 0..600 {
+        let disk = DiskConfig { fd: 0, read_only: false, serial: String::new() };
+        let attached = monitor.execute(Command::AttachDisk(disk), vec![image(&[0; 512])]).unwrap();
+        assert!(matches!(attached, Answer::Attached { device } if device == format!("block{number}")));
+        detach(&mut monitor, &format!("block{number}"));
+        serve(&mut monitor, |m| !gone(m).is_empty());
+    }
+}

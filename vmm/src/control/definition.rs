@@ -386,6 +386,12 @@ mod tests {
             assert_eq!(refusal(&MachineConfig { memory_bytes, ..config() }).code, "bad-config");
         }
         assert_eq!(refusal(&MachineConfig { cmdline: "x".repeat(2048), ..config() }).code, "bad-config");
+        assert!(
+            refusal(&MachineConfig { hotplug_slots: 17, ..config() }).message.contains("17 slots for later")
+        );
+        let disk = DiskConfig { fd: 1, read_only: true, serial: String::new() };
+        let crowded = MachineConfig { hotplug_slots: 16, disks: vec![disk; 16], ..config() };
+        assert!(refusal(&crowded).message.contains("16 devices and 16 slots for later; at most 31 together"));
     }
 
     #[test]
