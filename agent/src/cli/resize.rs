@@ -136,20 +136,18 @@ async fn follow(
     until: Option<Instant>,
     json: bool,
 ) -> Result<ResizeView, Problem> {
-    let mut told = Instant::now();
+    let mut told = (Instant::now(), String::new());
     while view.outcome == ResizeOutcome::UnderWay && until.is_none_or(|until| Instant::now() < until) {
         tokio::time::sleep(POLL).await;
         let operation: OperationView = client.get(&format!("/v1/operations/{}", view.operation)).await?;
         let machine: MachineView = client.get(path).await?;
-        if !json && operation.outcome == ResizeOutcome::UnderWay && told.elapsed() >= PROGRESS {
-            told = Instant::now();
-            say(&format!(
-                "{}   {} cpu, {}   {}",
-                view.name,
-                MilliCpu(machine.cpu.actual),
-                Bytes(machine.memory.actual),
-                operation.reason
-            ));
+        if !json && operation.outcome == ResizeOutcome::UnderWay && told.0.elapsed() >= PROGRESS {
+            let (cpu, memory) = (MilliCpu(machine.cpu.actual), Bytes(machine.memory.actual));
+            let line = format!("{}   {cpu} cpu, {memory}   {}", view.name, operation.reason);
+            if line != told.1 {
+                say(&line);
+            }
+            told = (Instant::now(), line);
         }
         view = resized(operation, machine);
     }

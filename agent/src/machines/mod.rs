@@ -36,6 +36,8 @@ mod start;
 mod view;
 
 #[cfg(test)]
+mod reshape_tests;
+#[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;

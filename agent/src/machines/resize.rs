@@ -374,7 +374,9 @@ fn note(actor: &mut Actor, effect: Effect) {
         Effect::Ended(ended) => {
             tell_end(actor, &ended);
             actor.entry.with(|shared| {
-                shared.record.operation = None;
+                // One that replaces it is there already.
+                let number = ended.operation.number;
+                shared.record.operation = shared.record.operation.take().filter(|now| now.number != number);
                 shared.record.remember(*ended);
             });
         }

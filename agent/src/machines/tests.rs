@@ -21,15 +21,15 @@ use crate::network::{PortBytes, PortState, Ports};
 
 /// Monitors that outlive lathed, as units do.
 #[derive(Clone, Default)]
-struct FakeLauncher {
+pub(super) struct FakeLauncher {
     folder: PathBuf,
     monitors: Arc<Mutex<BTreeMap<String, FakeMonitor>>>,
-    script: Arc<Mutex<Script>>,
+    pub(super) script: Arc<Mutex<Script>>,
     launches: Arc<Mutex<u32>>,
 }
 
 impl FakeLauncher {
-    fn monitor(&self, name: &str) -> FakeMonitor {
+    pub(super) fn monitor(&self, name: &str) -> FakeMonitor {
         self.monitors.lock().unwrap()[name].clone()
     }
 
@@ -138,29 +138,29 @@ impl Ports for FakePorts {
 }
 
 /// A host that outlives lathed.
-struct World {
+pub(super) struct World {
     folder: tempfile::TempDir,
-    launcher: FakeLauncher,
+    pub(super) launcher: FakeLauncher,
     ports: FakePorts,
 }
 
 /// One life of lathed.
-struct Lathed {
+pub(super) struct Lathed {
     runtime: Runtime,
-    machines: Machines,
+    pub(super) machines: Machines,
 }
 
 impl Lathed {
-    fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+    pub(super) fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime
             .block_on(async { tokio::time::timeout(Duration::from_secs(60), work).await.expect("it hangs") })
     }
 
-    fn run(&self, request: RunRequest) -> Result<MachineView, Problem> {
+    pub(super) fn run(&self, request: RunRequest) -> Result<MachineView, Problem> {
         self.wait(self.machines.run(request))
     }
 
-    fn show(&self, name: &str) -> MachineView {
+    pub(super) fn show(&self, name: &str) -> MachineView {
         self.wait(self.machines.show(name)).unwrap()
     }
 
@@ -171,13 +171,13 @@ impl Lathed {
     }
 
     /// As `kill -9`: no task gets another turn.
-    fn kill(self) {
+    pub(super) fn kill(self) {
         self.runtime.shutdown_timeout(Duration::from_secs(10));
     }
 }
 
 impl World {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let launcher = FakeLauncher { folder: folder.path().join("run/vm"), ..FakeLauncher::default() };
         Self { folder, launcher, ports: FakePorts::default() }
@@ -196,7 +196,7 @@ impl World {
         config
     }
 
-    fn lathed(&self) -> Lathed {
+    pub(super) fn lathed(&self) -> Lathed {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (config, launcher, ports) = (self.config(), self.launcher.clone(), self.ports.clone());
         let core = runtime.block_on(async {
@@ -215,7 +215,7 @@ impl World {
     }
 
     /// A machine with its own kernel, so that nothing of this host is needed.
-    fn request(&self, name: &str) -> RunRequest {
+    pub(super) fn request(&self, name: &str) -> RunRequest {
         let uploads = self.folder.path().join("state/uploads");
         fs::create_dir_all(&uploads).unwrap();
         fs::write(uploads.join(name), "kernel").unwrap();
@@ -230,7 +230,7 @@ impl World {
     }
 
     /// Books, monitors, taps, folders and records agree.
-    fn check(&self, lathed: &Lathed) {
+    pub(super) fn check(&self, lathed: &Lathed) {
         let views = lathed.wait(lathed.machines.list());
         let names: BTreeSet<String> = views.iter().map(|view| view.name.clone()).collect();
         let running: BTreeSet<String> =
@@ -257,7 +257,7 @@ impl World {
     }
 }
 
-const STOP: StopRequest = StopRequest { timeout_sec: 30, force: false };
+pub(super) const STOP: StopRequest = StopRequest { timeout_sec: 30, force: false };
 
 #[test]
 fn a_machine_runs_is_resized_stops_starts_and_is_removed() {

@@ -1,0 +1,127 @@
+//! Changes of shape against fake monitors whose guests follow, refuse or are deaf.
+
+use super::tests::{Lathed, STOP, World};
+use super::*;
+use crate::api::wire::{DeadlineAction, MachineState, OperationView};
+use crate::monitor::fake::Script;
+
+const MIB: u64 = 1 << 20;
+
+fn change(cpu_milli: Option<u64>, memory_mib: Option<u64>) -> ResizeRequest {
+    ResizeRequest { cpu_milli, memory_bytes: memory_mib.map(|mib| mib * MIB), ..Default::default() }
+}
+
+impl Lathed {
+    fn resize(&self, request: &ResizeRequest) -> ResizeView {
+        self.wait(self.machines.resize("demo", request.clone(), None)).unwrap()
+    }
+
+    fn last(&self) -> OperationView {
+        self.wait(self.machines.operations("demo")).unwrap().operations.pop().unwrap()
+    }
+}
+
+#[test]
+fn cpus_and_memory_grow_and_shrink_while_the_guest_runs() {
+    let world = World::new();
+    let lathed = world.lathed();
+    lathed.run(RunRequest { cpu_max_milli: Some(4000), ..world.request("demo") }).unwrap();
+    let larger = lathed.resize(&change(Some(1500), Some(256)));
+    assert_eq!((larger.outcome, larger.revision), (ResizeOutcome::Applied, 2), "{}", larger.reason);
+    assert_eq!(
+        (larger.cpu.granted, larger.memory.actual, larger.memory.granted),
+        (1500, 256 * MIB, 256 * MIB)
+    );
+    let view = lathed.show("demo");
+    assert_eq!((view.vcpus, view.state), (2, MachineState::Running));
+    let monitor = world.launcher.monitor("demo");
+    let told = monitor.told(|told| told.commands.clone());
+    let at = |name: &str| told.iter().position(|command| command == name).unwrap();
+    assert!(at("prepare_cpus") < at("set_cpus"), "{told:?}");
+    let smaller = lathed.resize(&change(Some(300), Some(64)));
+    assert_eq!(smaller.outcome, ResizeOutcome::Applied, "{}", smaller.reason);
+    assert_eq!(
+        (smaller.memory.actual, smaller.memory.granted, smaller.cpu.granted),
+        (64 * MIB, 64 * MIB, 300)
+    );
+    assert_eq!(lathed.show("demo").vcpus, 1);
+    let over = lathed.wait(lathed.machines.resize("demo", change(Some(4001), None), None)).unwrap_err();
+    assert_eq!(over.code, "over-bound");
+    world.check(&lathed);
+}
+
+#[test]
+fn what_the_guest_does_not_give_back_is_partial_stays_desired_and_is_gone_on_with() {
+    let world = World::new();
+    let pinned = Script { pinned_bytes: 64 * MIB, balloon_most_bytes: Some(0), ..Script::default() };
+    *world.launcher.script.lock().unwrap() = pinned.clone();
+    let lathed = world.lathed();
+    lathed.run(world.request("demo")).unwrap();
+    lathed.resize(&change(None, Some(192)));
+    let soon = ResizeRequest { deadline_msec: Some(300), ..change(None, Some(64)) };
+    let partial = lathed.resize(&soon);
+    assert_eq!(partial.outcome, ResizeOutcome::Partial);
+    assert_eq!(partial.reason, "64 MiB of the guest's memory is not movable now");
+    assert_eq!((partial.memory.desired, partial.memory.actual), (64 * MIB, 128 * MIB));
+    assert_eq!(partial.memory.granted, 128 * MIB, "held memory stays in the books");
+    let background = lathed.last();
+    assert!(background.background && background.outcome == ResizeOutcome::UnderWay, "{background:?}");
+    // It survives lathed, and ends when the guest can.
+    lathed.kill();
+    let lathed = world.lathed();
+    assert_eq!(lathed.show("demo").operation.unwrap().operation, background.operation);
+    world.launcher.monitor("demo").guest_follows(&Script::default());
+    while lathed.last().outcome == ResizeOutcome::UnderWay {
+        std::thread::yield_now();
+    }
+    assert_eq!(lathed.last().outcome, ResizeOutcome::Applied);
+    assert_eq!(lathed.show("demo").memory.granted, 64 * MIB);
+}
+
+#[test]
+fn a_deadline_may_lead_back_and_an_operation_can_be_cancelled_and_undone() {
+    let world = World::new();
+    *world.launcher.script.lock().unwrap() = Script { deaf_guest: true, ..Script::default() };
+    let lathed = world.lathed();
+    lathed.run(world.request("demo")).unwrap();
+    let back = ResizeRequest {
+        deadline_msec: Some(200),
+        deadline_action: DeadlineAction::Revert,
+        ..change(None, Some(128))
+    };
+    let failed = lathed.resize(&back);
+    assert_eq!((failed.outcome, failed.memory.desired), (ResizeOutcome::Failed, 64 * MIB));
+    assert!(failed.reason.contains("has taken 64 MiB of 128 MiB"), "{}", failed.reason);
+    // Whoever does not wait learns the operation, joins it by asking again, and may cancel it.
+    let now = ResizeRequest { wait_msec: Some(0), ..change(None, Some(128)) };
+    let begun = lathed.resize(&now);
+    assert_eq!(begun.outcome, ResizeOutcome::UnderWay);
+    assert_eq!(lathed.resize(&now).operation, begun.operation);
+    let cancelled = lathed.wait(lathed.machines.cancel(&begun.operation)).unwrap();
+    assert_eq!(cancelled.outcome, ResizeOutcome::Failed);
+    assert_eq!(lathed.show("demo").memory.desired, 64 * MIB);
+    assert_eq!(lathed.wait(lathed.machines.cancel(&begun.operation)).unwrap_err().code, "operation-ended");
+    assert_eq!(lathed.wait(lathed.machines.cancel("demo-99")).unwrap_err().code, "no-such-operation");
+    lathed.resize(&change(Some(300), None));
+    let undone = lathed.resize(&ResizeRequest { undo: true, ..Default::default() });
+    assert_eq!((undone.cpu.desired, undone.cpu.granted), (100, 100));
+    world.check(&lathed);
+}
+
+#[test]
+fn a_change_for_a_time_goes_back_even_across_a_restart_of_lathed() {
+    let world = World::new();
+    let lathed = world.lathed();
+    lathed.run(world.request("demo")).unwrap();
+    let hour = ResizeRequest { for_sec: Some(1), ..change(Some(300), None) };
+    assert_eq!(lathed.resize(&hour).cpu.granted, 300);
+    assert!(lathed.show("demo").back_unix_msec.is_some());
+    lathed.kill();
+    let lathed = world.lathed();
+    while lathed.show("demo").cpu.desired != 100 {
+        std::thread::yield_now();
+    }
+    assert_eq!(lathed.show("demo").back_unix_msec, None);
+    lathed.wait(lathed.machines.stop("demo", STOP)).unwrap();
+    world.check(&lathed);
+}
