@@ -97,6 +97,8 @@ fn a_nic_comes_and_goes(hosts: &Hosts) {
         host.wait_until("the guest answers", DEED_LIMIT, "ping -c 1 -W 1 10.77.7.2");
         detach(&machine, &format!("net{round}")).expect_ok();
         wait(&machine, "the nic has gone", "test ! -e /sys/class/net/eth0");
+        // The guest lets go of the slot last, and the monitor of the tap then.
+        host.wait_until("the tap is free", DEED_LIMIT, "grep -qx 0 /sys/class/net/hot0/carrier");
     }
     machine.powers_off();
     host.run("ip link del hot0").expect_ok();
