@@ -19,8 +19,8 @@
 //! offline by the guest agent; one that is missing is plugged in. A vCPU that the guest agent has taken offline stays plugged in, because it
 //! costs a sleeping thread and the way back takes a tenth of the time; it is ejected only where no guest agent answers, or where that refuses.
 //!
-//! Memory grows by deflating and plugging, and shrinks by unplugging; what the guest has not given back after [`UNPLUG_PATIENCE_MSEC`], and
-//! what lies below its size at boot, goes into the balloon. The limit of the cgroup and the books rise before the guest may have more, and
+//! Memory grows by deflating and plugging, and shrinks by unplugging; then what lies below its size at boot goes into the balloon, and what the
+//! guest does not give back for [`UNPLUG_PATIENCE_MSEC`]. The limit of the cgroup and the books rise before the guest may have more, and
 //! follow what the monitor reports as held downwards.
 //!
 //! Time is in milliseconds of one clock that never goes backwards. Nothing here waits: [`State::wake`] says when to look again.

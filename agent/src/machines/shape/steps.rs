@@ -161,12 +161,13 @@ impl State {
         self.standing_since.saturating_add(UNPLUG_PATIENCE_MSEC)
     }
 
-    /// Bytes that shall be in the balloon.
+    /// Bytes that shall be in the balloon. It is not filled while the guest unplugs: it would fill with just the memory that is to be unplugged,
+    /// which the guest then has to move.
     fn balloon_wanted(&self, now: Msec, memory: &MemoryStatus, goal: u64) -> u64 {
         let over = memory.boot_bytes.saturating_add(memory.plugged_bytes).saturating_sub(goal);
-        let below_boot = memory.boot_bytes.saturating_sub(goal);
-        let patient = memory.plug_driver && now < self.patience_ends();
-        let wanted = if patient { over.min(memory.balloon_target_bytes.max(below_boot)) } else { over };
+        let unplugs = memory.plugged_bytes > goal.saturating_sub(memory.boot_bytes);
+        let patient = unplugs && memory.plug_driver && now < self.patience_ends();
+        let wanted = if patient { over.min(memory.balloon_target_bytes) } else { over };
         wanted - wanted % PAGE_BYTES
     }
 
