@@ -11,6 +11,7 @@ mod machines;
 mod mistakes;
 mod monitor;
 mod node;
+mod shape;
 mod survival;
 mod testbed;
 
@@ -29,6 +30,7 @@ const GROUPS: &[Group] = &[
     machines::GROUP,
     mistakes::GROUP,
     jail::GROUP,
+    shape::GROUP,
     exactness::GROUP,
     survival::GROUP,
     cluster::GROUP,

@@ -1,0 +1,135 @@
+//! Machines that change shape under lathed: vCPUs and memory both ways, operations that end, and what brings the old shape back.
+
+use std::time::Duration;
+
+use lathe_tests::scenario::{Group, Host, Hosts};
+
+use crate::node::{answers, away, boot_id, exec, make, settled, show};
+
+/// On one host.
+pub const GROUP: Group = Group {
+    name: "shape",
+    hosts: 1,
+    lathe: true,
+    bench: false,
+    scenarios: &[
+        ("cpus_and_memory_grow_and_shrink", cpus_and_memory_grow_and_shrink),
+        ("an_operation_ends_by_its_deadline_and_goes_on", an_operation_ends_by_its_deadline_and_goes_on),
+        ("a_change_for_a_time_ends_also_without_its_agent", a_change_for_a_time_ends_also_without_its_agent),
+    ],
+};
+
+/// How long a shape may take to be in force, emulated.
+const IN_FORCE: Duration = Duration::from_secs(60);
+const MIB: u64 = 1 << 20;
+
+/// The machine `shape`, as every scenario begins with it.
+fn shaped<'a>(hosts: &'a Hosts) -> Host<'a> {
+    let host = hosts.host(1);
+    host.run("lathe rm shape --force --purge 2>/dev/null");
+    make(&host, "shape", "--cpu 1..1.5 --memory 256M..1G --net none");
+    host
+}
+
+fn amount(host: &Host<'_>, resource: &str, key: &str) -> u64 {
+    show(host, "shape")[resource][key].as_u64().unwrap_or_default()
+}
+
+/// MemTotal of the guest, MiB.
+fn total_mib(host: &Host<'_>) -> u64 {
+    let text = exec(host, "shape", "grep MemTotal /proc/meminfo").expect_ok().stdout();
+    text.split_ascii_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok()).unwrap_or_default() >> 10
+}
+
+fn cpus_and_memory_grow_and_shrink(hosts: &Hosts) {
+    let host = shaped(hosts);
+    let (boot, before) = (boot_id(&host, "shape"), total_mib(&host));
+    exec(&host, "shape", "nproc").expect_ok().expect_stdout("1");
+    host.run("lathe resize shape --cpu 1.5 --memory 512M --plan --exit-code").expect_status(11);
+    let grown = host.run("lathe resize shape --cpu 1.5 --memory 512M --json").expect_ok().json();
+    assert!(grown["outcome"] == "applied", "{grown}");
+    hosts.note(&format!(
+        "1 → 2 vCPUs, +256 MiB: applied after {} ms",
+        grown["took_usec"].as_u64().unwrap_or(0) / 1000
+    ));
+    exec(&host, "shape", "nproc").expect_ok().expect_stdout("2");
+    let after = total_mib(&host);
+    assert!(after >= before + 256, "MemTotal was {before} MiB and is {after} MiB");
+    settled(&host).expect_agreement();
+    // The new CPU and the new memory work.
+    exec(&host, "shape", "sh -c 'dd if=/dev/zero of=/dev/shm/full bs=1M count=200 2>/dev/null; ls -l /dev/shm/full | wc -l; rm -f /dev/shm/full'").expect_ok();
+    let same = host.run("lathe resize shape --cpu 1.5 --memory 512M --json").expect_ok().json();
+    assert!(same["outcome"] == "unchanged", "{same}");
+    let shrunk = host.run("lathe resize shape --cpu 0.5 --memory 256M --json").expect_ok().json();
+    assert!(shrunk["outcome"] == "applied", "{shrunk}");
+    hosts.note(&format!(
+        "2 → 1 vCPU, -256 MiB: applied after {} ms",
+        shrunk["took_usec"].as_u64().unwrap_or(0) / 1000
+    ));
+    exec(&host, "shape", "nproc").expect_ok().expect_stdout("1");
+    assert!(total_mib(&host) <= before + 8);
+    let view = settled(&host);
+    view.expect_agreement();
+    assert!(
+        amount(&host, "memory", "actual") == 256 * MIB && view.host["memory"]["granted"] == 256 * MIB,
+        "{}",
+        view.host
+    );
+    host.run("lathe resize shape --undo").expect_ok();
+    assert!(
+        amount(&host, "cpu", "actual") == 1500 && amount(&host, "memory", "actual") == 512 * MIB,
+        "{}",
+        show(&host, "shape")
+    );
+    host.run("lathe resize shape --memory 4G").expect_failure().expect_err("fix:");
+    assert!(boot_id(&host, "shape") == boot, "the guest has booted anew");
+}
+
+fn an_operation_ends_by_its_deadline_and_goes_on(hosts: &Hosts) {
+    let host = shaped(hosts);
+    // Its vCPUs stand still: the ceiling falls at once, the rest cannot follow.
+    host.run("lathe pause shape").expect_ok();
+    let outcome =
+        host.run("lathe resize shape --cpu 1.5 --memory 384M --deadline 2s --json").expect_status(10);
+    let ended = outcome.json();
+    assert!(ended["outcome"] == "partial" && ended["reason"] != "", "{ended}");
+    hosts.note(&format!("partial: {}", ended["reason"]));
+    assert!(outcome.took < Duration::from_secs(15), "it took {:?}", outcome.took);
+    let shown = show(&host, "shape");
+    assert!(shown["memory"]["desired"] == 384 * MIB && shown["memory"]["granted"] == 384 * MIB, "{shown}");
+    host.run("lathe resume shape").expect_ok();
+    host.wait_until(
+        "what was left is finished in the background",
+        IN_FORCE,
+        "lathe show shape --json >/tmp/shown && jq -e '.memory.actual == .memory.desired and .cpu.actual == 1500 and .vcpus == 2' /tmp/shown || { cat /tmp/shown; false; }",
+    );
+    settled(&host).expect_agreement();
+    host.run("lathe pause shape").expect_ok();
+    let back = host
+        .run("lathe resize shape --memory 640M --deadline 2s --deadline-action revert --json")
+        .expect_failure()
+        .json();
+    assert!(back["memory"]["desired"] == 384 * MIB, "{back}");
+    host.run("lathe resume shape").expect_ok();
+    answers(&host, "shape");
+    host.wait_until(
+        "the old shape is in force again",
+        IN_FORCE,
+        "lathe show shape --json >/tmp/shown && jq -e '.memory.actual == .memory.desired and .memory.granted == .memory.desired' /tmp/shown || { cat /tmp/shown; false; }",
+    );
+    settled(&host).expect_agreement();
+}
+
+fn a_change_for_a_time_ends_also_without_its_agent(hosts: &Hosts) {
+    let host = shaped(hosts);
+    host.run("lathe resize shape --cpu 0.5 --memory 384M --for 12s").expect_ok();
+    assert!(amount(&host, "cpu", "desired") == 500 && amount(&host, "memory", "desired") == 384 * MIB);
+    host.run("systemctl kill --signal=KILL --kill-who=main lathed.service").expect_ok();
+    host.wait_until(
+        "the old shape is back",
+        IN_FORCE,
+        "lathe show shape --json >/tmp/shown && jq -e '.cpu.actual == 1000 and .cpu.desired == 1000 and .memory.desired == 268435456 and .memory.actual == .memory.desired' /tmp/shown || { cat /tmp/shown; false; }",
+    );
+    settled(&host).expect_agreement();
+    away(&host, &["shape"]);
+}
