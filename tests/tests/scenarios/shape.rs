@@ -60,7 +60,8 @@ fn cpus_and_memory_grow_and_shrink(hosts: &Hosts) {
     exec(&host, "shape", "sh -c 'dd if=/dev/zero of=/dev/shm/full bs=1M count=200 2>/dev/null; ls -l /dev/shm/full | wc -l; rm -f /dev/shm/full'").expect_ok();
     let same = host.run("lathe resize shape --cpu 1.5 --memory 512M --json").expect_ok().json();
     assert!(same["outcome"] == "unchanged", "{same}");
-    let shrunk = host.run("lathe resize shape --cpu 0.5 --memory 256M --json").expect_ok().json();
+    let shrunk =
+        host.run("lathe resize shape --cpu 0.5 --memory 256M --deadline 120s --json").expect_ok().json();
     assert!(shrunk["outcome"] == "applied", "{shrunk}");
     hosts.note(&format!(
         "2 → 1 vCPU, -256 MiB: applied after {} ms",
@@ -75,7 +76,7 @@ fn cpus_and_memory_grow_and_shrink(hosts: &Hosts) {
         "{}",
         view.host
     );
-    host.run("lathe resize shape --undo").expect_ok();
+    host.run("lathe resize shape --undo --deadline 120s").expect_ok();
     assert!(
         amount(&host, "cpu", "actual") == 1500 && amount(&host, "memory", "actual") == 512 * MIB,
         "{}",

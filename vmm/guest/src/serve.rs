@@ -220,9 +220,14 @@ mod tests {
         let (mut host, guest) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || session(&mut Connection::new(guest.into()).unwrap()));
         for request in requests {
-            write_frame(&mut host, FrameKind::Message, request).unwrap();
+            match write_frame(&mut host, FrameKind::Message, request) {
+                // A session that ends because of what it was told does not wait for the rest.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+                written => written.unwrap(),
+            }
         }
-        host.shutdown(std::net::Shutdown::Write).unwrap();
+        // Likewise.
+        let _ = host.shutdown(std::net::Shutdown::Write);
         let mut responses = Vec::new();
         while let Ok((FrameKind::Message, payload)) = read_frame(&mut host) {
             responses.push(serde_json::from_slice(&payload).unwrap());

@@ -12,8 +12,8 @@
 //! | file | what |
 //! |---|---|
 //! | this | states, events, effects, the operation's begin and end |
-//! | [`steps`] | which step comes next in each lane |
-//! | [`short`] | what is not in force, in words |
+//! | `steps` | which step comes next in each lane |
+//! | `short` | what is not in force, in words |
 //!
 //! CPU has three gears. The quota always comes first, upwards and downwards: it is the wall. A vCPU that is there is brought online or taken
 //! offline by the guest agent; one that is missing is plugged in. A vCPU that the guest agent has taken offline stays plugged in, because it
