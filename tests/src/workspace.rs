@@ -63,8 +63,23 @@ pub fn stage(stage: &Path) -> Result<bool> {
     Ok(true)
 }
 
-fn cargo(arguments: &[&str], linked_statically: bool) -> Result<()> {
+/// cargo as a shell would start it: what an outer cargo says of its own package would make build scripts run again.
+pub fn cargo_command() -> Command {
     let mut command = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+            .iter()
+            .any(|own| name.starts_with(own))
+        {
+            command.env_remove(name.as_ref());
+        }
+    }
+    command
+}
+
+fn cargo(arguments: &[&str], linked_statically: bool) -> Result<()> {
+    let mut command = cargo_command();
     command.args(arguments).current_dir(root()).stdin(Stdio::null());
     command.stdout(io::stderr().as_fd().try_clone_to_owned()?);
     if linked_statically {

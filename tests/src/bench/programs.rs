@@ -1,7 +1,7 @@
 //! The release binaries that benchmarks and scenarios of the monitor alone put into a host, without the rest of the package.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
@@ -11,7 +11,7 @@ use crate::workspace;
 const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn build(package: &str, program: &str, statically: bool) -> Result<PathBuf> {
-    let mut command = Command::new("cargo");
+    let mut command = workspace::cargo_command();
     command
         .args(["build", "--release", "--quiet", "-p", package, "--bin", program])
         .current_dir(workspace::root())

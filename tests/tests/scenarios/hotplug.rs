@@ -47,7 +47,7 @@ fn is_content(machine: &Machine<'_>) {
 fn vcpus_come_and_go(hosts: &Hosts) {
     let host = prepared(hosts);
     for kernel in ["6.1", "6.12"] {
-        let machine = Machine::boot(&host, kernel, "bzImage", "--cpus 1 --cpus-max 4");
+        let machine = Machine::boot(&host, kernel, "vmlinux", "--cpus 1 --cpus-max 4");
         machine.exec("cat /sys/devices/system/cpu/possible").expect_ok().expect_stdout("0-3");
         wait_for(&machine, "0", 1);
         for (count, online) in [(4, "0-3"), (1, "0"), (3, "0-2"), (2, "0-1")] {
@@ -68,48 +68,46 @@ fn vcpus_come_and_go(hosts: &Hosts) {
 
 fn the_last_of_many_targets_holds(hosts: &Hosts) {
     let host = prepared(hosts);
-    for kernel in ["6.1", "6.12"] {
-        let machine = Machine::boot(&host, kernel, "bzImage", "--cpus 2 --cpus-max 4");
-        for _ in 0..3 {
-            [4, 1, 3, 2].into_iter().for_each(|count| set(&machine, count));
-            machine.ask(r#"{"pause":{}}"#).expect_ok();
-            set(&machine, 1);
-            set(&machine, 4);
-            machine.ask(r#"{"resume":{}}"#).expect_ok();
-        }
-        wait_for(&machine, "0-3", 4);
-        [1, 4, 1].into_iter().for_each(|count| set(&machine, count));
-        wait_for(&machine, "0", 1);
-        machine.powers_off();
+    let kernel = "6.12";
+    let machine = Machine::boot(&host, kernel, "vmlinux", "--cpus 2 --cpus-max 4");
+    for _ in 0..3 {
+        [4, 1, 3, 2].into_iter().for_each(|count| set(&machine, count));
+        machine.ask(r#"{"pause":{}}"#).expect_ok();
+        set(&machine, 1);
+        set(&machine, 4);
+        machine.ask(r#"{"resume":{}}"#).expect_ok();
     }
+    wait_for(&machine, "0-3", 4);
+    [1, 4, 1].into_iter().for_each(|count| set(&machine, count));
+    wait_for(&machine, "0", 1);
+    machine.powers_off();
 }
 
 fn vcpus_added_during_boot_are_not_lost(hosts: &Hosts) {
     let host = prepared(hosts);
-    for kernel in ["6.1", "6.12"] {
-        let files = format!(
-            "--kernel /usr/lib/lathe-test/kernels/{kernel}/bzImage --initrd /root/kit/{kernel}.cpio --cpus 1 --cpus-max 8"
-        );
-        let machine = Machine::start(&host, &files);
-        let control = format!("test -S {}/control", machine.folder);
-        host.wait_until("the monitor listens", LIMIT, &control);
-        for count in 2..=6 {
-            set(&machine, count);
-            // Spread over the boot.
-            std::thread::sleep(Duration::from_millis(300));
-        }
-        machine.wait_ready(1);
-        let present = format!(
-            "/root/kit/guest-exec {}/vsock cat /sys/devices/system/cpu/present | grep -x 0-5",
-            machine.folder
-        );
-        host.wait_until("the guest has all vCPUs", LIMIT, &present);
-        // Those that were there before the guest's agent are nobody's business yet.
-        machine
-            .shell("for cpu in 1 2 3 4 5; do echo 1 >/sys/devices/system/cpu/cpu$cpu/online; done")
-            .expect_ok();
-        wait_for(&machine, "0-5", 6);
-        is_content(&machine);
-        machine.powers_off();
+    let kernel = "6.1";
+    let files = format!(
+        "--kernel /usr/lib/lathe-test/kernels/{kernel}/vmlinux --initrd /root/kit/{kernel}.cpio --cpus 1 --cpus-max 8"
+    );
+    let machine = Machine::start(&host, &files);
+    let control = format!("test -S {}/control", machine.folder);
+    host.wait_until("the monitor listens", LIMIT, &control);
+    for count in 2..=6 {
+        set(&machine, count);
+        // Spread over the boot.
+        std::thread::sleep(Duration::from_millis(300));
     }
+    machine.wait_ready(1);
+    let present = format!(
+        "/root/kit/guest-exec {}/vsock cat /sys/devices/system/cpu/present | grep -x 0-5",
+        machine.folder
+    );
+    host.wait_until("the guest has all vCPUs", LIMIT, &present);
+    // Those that were there before the guest's agent are nobody's business yet.
+    machine
+        .shell("for cpu in 1 2 3 4 5; do echo 1 >/sys/devices/system/cpu/cpu$cpu/online; done")
+        .expect_ok();
+    wait_for(&machine, "0-5", 6);
+    is_content(&machine);
+    machine.powers_off();
 }
