@@ -99,22 +99,24 @@ fn check_iops(iops: u64) -> Result<u64, Problem> {
 
 /// Nobody gets more than its bounds.
 fn check_bounds(
+    verb: &str,
     name: &str,
     shape: &Desired,
     cpu_max: Option<u64>,
     memory_max: Option<u64>,
 ) -> Result<(), Problem> {
-    let over = |what: String, most: String, option: &str| {
+    let over = |what: String, most: String, option: &str, amount: String| {
         Problem::new(Kind::Impossible, "over-bound", format!("{name} cannot have {what}: {most} at most"))
-            .detail(format!("it was made with {option}"))
+            .detail(format!("its bound is {option}-max, set when it is made"))
+            .fix(format!("lathe {verb} {name} {option} {amount}"))
     };
     if let Some(most) = cpu_max.filter(|most| shape.cpu_milli > *most) {
         let what = format!("{} cpu", MilliCpu(shape.cpu_milli));
-        return Err(over(what, MilliCpu(most).to_string(), "--cpu-max"));
+        return Err(over(what, MilliCpu(most).to_string(), "--cpu", format!("{most}m")));
     }
     if let Some(most) = memory_max.filter(|most| shape.memory_bytes > *most) {
         let what = format!("{} of memory", Bytes(shape.memory_bytes));
-        return Err(over(what, Bytes(most).to_string(), "--memory-max"));
+        return Err(over(what, Bytes(most).to_string(), "--memory", format!("{}M", most >> 20)));
     }
     Ok(())
 }
@@ -135,7 +137,7 @@ pub fn resized(record: &Record, request: &ResizeRequest) -> Result<Desired, Prob
         net_bit_per_sec: request.net_bit_per_sec.map_or(Ok(desired.net_bit_per_sec), check_net)?,
         iops: request.iops.map_or(Ok(desired.iops), check_iops)?,
     };
-    check_bounds(&record.name, &target, record.cpu_max_milli, record.memory_max_bytes)?;
+    check_bounds("resize", &record.name, &target, record.cpu_max_milli, record.memory_max_bytes)?;
     Ok(target)
 }
 
@@ -154,7 +156,7 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
     };
     check_vcpus(request.vcpus, desired.cpu_milli)?;
     request.memory_max_bytes.map_or(Ok(0), check_memory)?;
-    check_bounds(&request.name, &desired, request.cpu_max_milli, request.memory_max_bytes)?;
+    check_bounds("run", &request.name, &desired, request.cpu_max_milli, request.memory_max_bytes)?;
     if request.net && config.network.is_none() {
         let message = "this host gives no network to machines: [network] is off in its configuration";
         return Err(Problem::new(Kind::Impossible, "no-network", message).fix("add: --net none"));
