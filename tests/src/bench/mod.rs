@@ -25,7 +25,7 @@ pub mod initramfs;
 pub mod memory;
 pub mod monitors;
 pub mod programs;
-pub mod shape;
+pub mod resize;
 pub mod stats;
 
 /// Where the kernels are in a test host.
@@ -50,13 +50,13 @@ enum Verb {
     /// Memory of an idle machine's monitor beside the guest's.
     Memory(Options),
     /// Time to change a running machine: vCPUs, memory, balloon.
-    Shape(Options),
+    Resize(Options),
 }
 
 impl Verb {
     fn options(&self) -> &Options {
         match self {
-            Self::Boot(options) | Self::Memory(options) | Self::Shape(options) => options,
+            Self::Boot(options) | Self::Memory(options) | Self::Resize(options) => options,
         }
     }
 
@@ -64,7 +64,7 @@ impl Verb {
         match self {
             Self::Boot(_) => "boot",
             Self::Memory(_) => "memory",
-            Self::Shape(_) => "shape",
+            Self::Resize(_) => "resize",
         }
     }
 }
@@ -117,7 +117,7 @@ fn kernels(verb: &Verb, options: &Options) -> Vec<PathBuf> {
     let of = |name: &str| Path::new(KERNELS).join(name);
     match verb {
         Verb::Boot(_) => vec![of("6.12/vmlinux"), of("6.1/bzImage")],
-        Verb::Memory(_) | Verb::Shape(_) => vec![of("6.12/vmlinux")],
+        Verb::Memory(_) | Verb::Resize(_) => vec![of("6.12/vmlinux")],
     }
 }
 
@@ -133,10 +133,10 @@ fn here(verb: &Verb, options: &Options) -> Result<bool> {
         met &= match verb {
             Verb::Boot(_) => boot::run(&setup, options.rounds.unwrap_or(10))?,
             Verb::Memory(_) => memory::run(&setup, options.rounds.unwrap_or(3), options.detail)?,
-            Verb::Shape(_) => {
+            Verb::Resize(_) => {
                 let hand = options.hand.as_ref().context("--here needs --hand")?;
-                let setup = shape::setup(&setup, hand, &directory)?;
-                shape::run(&setup, options.rounds.unwrap_or(5))?
+                let setup = resize::setup(&setup, hand, &directory)?;
+                resize::run(&setup, options.rounds.unwrap_or(5))?
             }
         };
     }
@@ -159,7 +159,7 @@ fn inside(channel: &Channel, verb: &Verb, options: &Options, vmm: &Path) -> Resu
     let mut argv = vec![format!("{INSIDE}/bench")];
     argv.push(verb.name().to_owned());
     argv.extend(["--here".to_owned(), "--vmm".to_owned(), format!("{INSIDE}/lathe-vmm")]);
-    if matches!(verb, Verb::Shape(_)) {
+    if matches!(verb, Verb::Resize(_)) {
         let hand = options.hand.clone().map_or_else(programs::hand, Ok)?;
         transfer::push(channel, &hand, &format!("{INSIDE}/hand"))?;
         argv.extend(["--hand".to_owned(), format!("{INSIDE}/hand")]);

@@ -1,4 +1,4 @@
-//! The monitor's benchmarks as scenarios: `tests/run bench boot`, `… memory`, `… shape`. A missed target fails.
+//! The monitor's benchmarks as scenarios: `tests/run bench boot`, `… memory`, `… resize`. A missed target fails.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,7 @@ pub const MONITOR: Group = Group {
     hosts: 1,
     lathe: false,
     bench: true,
-    scenarios: &[("boot", boot), ("memory", memory), ("shape", shape)],
+    scenarios: &[("boot", boot), ("memory", memory), ("resize", resize)],
 };
 
 /// Ten rounds of two kernels, emulated, on a busy machine.
@@ -49,6 +49,6 @@ fn memory(hosts: &Hosts) {
     measure(hosts, "memory");
 }
 
-fn shape(hosts: &Hosts) {
-    measure(hosts, "shape");
+fn resize(hosts: &Hosts) {
+    measure(hosts, "resize");
 }

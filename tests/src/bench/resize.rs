@@ -1,4 +1,4 @@
-//! Benchmark `shape`: what changing a running machine takes, beside QEMU, with the fastest possible hand in both guests (`hand`).
+//! Benchmark `resize`: what changing a running machine takes, beside QEMU, with the fastest possible hand in both guests (`hand`).
 //!
 //! Rounds are interleaved and take turns; Lathe runs twice in each round, and the ratio of the two is the noise. Where that exceeds
 //! half of what the target leaves, the figure says so. Each operation is timed from the call to its effect: a line of the guest (a
@@ -144,7 +144,7 @@ fn patiently(setup: &Setup, kind: Kind, failures: &mut usize) -> Result<[f64; 5]
 /// # Errors
 /// Too many machines failed.
 pub fn run(setup: &Setup, rounds: usize) -> Result<bool> {
-    println!("shape: {}, {rounds} rounds, milliseconds", setup.kernel.display());
+    println!("resize: {}, {rounds} rounds, milliseconds", setup.kernel.display());
     let turns = [Kind::Qemu, Kind::Lathe, Kind::Lathe];
     let mut series: [[Series; 3]; 5] = Default::default();
     let mut failures = 0;
