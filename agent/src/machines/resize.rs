@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use lathe_cgroup::{Bytes as CgroupBytes, MachineTree, MemoryPatch, Patch};
+use lathe_cgroup::{Bytes as CgroupBytes, MachineTree, MemoryPatch, MemoryUsage, Patch};
 use lathe_guest::protocol::Request as GuestRequest;
 use lathe_shard::{BitRate, Bytes, MilliCpu};
 use lathe_vmm::control::wire::{Answer, Command, Phase};
@@ -635,8 +635,15 @@ async fn host_step(actor: &mut Actor, step: Step) -> Result<Report, Problem> {
     }
 }
 
+/// Bytes charged that cannot be dropped: everything but page cache. A disk that is used without O_DIRECT fills the cgroup with cache, which
+/// would otherwise keep its limit where it is for ever.
+fn undroppable(memory: &MemoryUsage) -> u64 {
+    let cache = memory.file.0.saturating_sub(memory.shmem.0);
+    memory.current.0.saturating_sub(cache)
+}
+
 /// Sets the limit of the machine's cgroup to this much guest memory and what a monitor needs besides. It falls no lower than what is
-/// charged: a limit below that would kill.
+/// charged and cannot be dropped: a limit below that would kill.
 fn set_wall(tree: &MachineTree, bytes: u64) -> Result<u64, Problem> {
     let failed =
         |cause| Problem::internal(format!("cannot limit memory of {}", tree.unit().display()), cause);
@@ -645,13 +652,31 @@ fn set_wall(tree: &MachineTree, bytes: u64) -> Result<u64, Problem> {
     if now == Some(wanted) {
         return Ok(bytes);
     }
-    if now.is_none_or(|now| now > wanted) {
-        let charged = tree.usage().map_err(failed)?.memory.current.0;
-        if charged > wanted {
-            return Ok(now.unwrap_or(u64::MAX).saturating_sub(OVERHEAD_BYTES));
-        }
+    let falls = now.is_none_or(|now| now > wanted);
+    if falls && undroppable(&tree.usage().map_err(failed)?.memory) > wanted {
+        return Ok(now.unwrap_or(u64::MAX).saturating_sub(OVERHEAD_BYTES));
     }
     let patch = MemoryPatch { max: Patch::Set(CgroupBytes(wanted)), ..MemoryPatch::default() };
     tree.set_memory(&patch).map_err(failed)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_cache_does_not_hold_a_limit_up_but_shared_memory_does() {
+        let bytes = CgroupBytes;
+        let memory = MemoryUsage {
+            current: bytes(500),
+            anon: bytes(200),
+            file: bytes(250),
+            shmem: bytes(50),
+            ..MemoryUsage::default()
+        };
+        assert_eq!(undroppable(&memory), 300);
+        let torn = MemoryUsage { current: bytes(100), ..memory };
+        assert_eq!(undroppable(&torn), 0, "figures of two moments do not underflow");
+    }
 }

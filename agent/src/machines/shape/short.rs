@@ -122,7 +122,7 @@ fn why_limited(memory: &MemoryStatus) -> String {
     if memory.pluggable_bytes < memory.boot_bytes.saturating_mul(super::HOT_RATIO) {
         "that is its --memory-max".to_owned()
     } else {
-        format!("more would not fit the page tables of a guest that booted with {}", Bytes(memory.boot_bytes))
+        format!("a guest that booted with {} has no room to keep account of more", Bytes(memory.boot_bytes))
     }
 }
 
