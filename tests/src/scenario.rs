@@ -13,8 +13,9 @@
 //! vanishes, or a command that stays silent, *before the scenario's first expectation* is an infrastructure failure:
 //! the consoles are saved, the scenario gets fresh hosts, at most [`RETRIES`] times, and every retry is counted aloud.
 //! The same holds at any time for an *emulated* host that restarts by itself or has a panic of its own kernel on its console:
-//! QEMU's emulation of SVM corrupts a host's stack about once in a hundred nested boots, whatever runs there. A failed
-//! expectation on a host that lives is never retried.
+//! QEMU's emulation of SVM corrupts a kernel's stack about once in a hundred nested boots, whatever runs there. So it does for the
+//! guest inside: a guest's console that tells of a [corrupted stack](CORRUPTION) counts as the emulation's, too. A failed
+//! expectation is never retried otherwise.
 
 use std::cell::Cell;
 use std::fs;
@@ -32,8 +33,16 @@ use crate::image::Image;
 use crate::qemu::Accel;
 use crate::{payload, place, transfer, workspace};
 
+/// How long a look at guests' consoles may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(20);
 /// How long a command of a scenario may take unless it says otherwise.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(120);
+
+/// What a kernel says whose stack has become unreachable or was overwritten under it. No fault of a monitor looks so: one that gave a
+/// guest wrong memory would hit more than stacks.
+pub const CORRUPTION: [&str; 3] = ["PANIC: double fault", "stack guard page was hit", "corrupted stack end"];
+/// Where guests' consoles are kept, in a host.
+const CONSOLES: &str = "/root/machine-*/console /var/lib/lathe/machines/*/console.log";
 
 /// A scenario's body.
 pub type Body = fn(&Hosts);
@@ -100,14 +109,24 @@ impl Hosts {
 }
 
 impl Hosts {
-    /// Whether an emulated host has restarted by itself, or its console tells of the end of its kernel.
+    /// Whether an emulated host has restarted by itself, or its console tells of the end of its kernel, or a guest's of a corrupted stack.
     fn emulation_failed(&self) -> bool {
         let panicked = |number| {
             let console = fs::read(crate::qemu::path_of(self.set.directory(), number, "console.log"));
             console
                 .is_ok_and(|console| String::from_utf8_lossy(&console).contains("Kernel panic - not syncing"))
         };
-        let failed = |number| self.set.restarted_by_itself(number) || panicked(number);
+        let words = CORRUPTION.map(|words| format!("-e '{words}'")).join(" ");
+        let line = format!("grep -la {words} {CONSOLES}");
+        let corrupted = |number| {
+            let spec =
+                ExecSpec { argv: ["sh", "-c", &line].map(str::to_owned).to_vec(), ..ExecSpec::default() };
+            let mut found = Captured::default();
+            let ran = self.set.channel(number).ok().and_then(|channel| channel.begin(&spec).ok());
+            let ended = ran.and_then(|process| process.wait(&mut found, Some(LOOK_LIMIT)).ok());
+            ended.is_some() && !found.stdout.is_empty()
+        };
+        let failed = |number| self.set.restarted_by_itself(number) || panicked(number) || corrupted(number);
         self.emulated && (1..=self.set.len()).any(failed)
     }
 }

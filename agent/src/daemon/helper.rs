@@ -21,6 +21,8 @@ use crate::problem::{Kind, Problem};
 const ACCOUNT: &str = "lathe";
 /// How long a monitor may take to say hello at shutdown.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two presses of the power button: a guest that just starts does not watch it yet.
+const PRESS_AGAIN: Duration = Duration::from_secs(5);
 /// Most machines of a host.
 const MAX_MACHINES: usize = 4096;
 
@@ -113,12 +115,14 @@ async fn press_and_wait(path: &Path) -> Result<bool, Problem> {
         }
         _ => return Ok(false),
     }
-    while let Some(notice) = notices.recv().await {
-        if matches!(notice, Notice::Gone) {
-            break;
+    loop {
+        match tokio::time::timeout(PRESS_AGAIN, notices.recv()).await {
+            Ok(None | Some(Notice::Gone)) => return Ok(true),
+            Ok(Some(_)) => {}
+            // It may have ended just now, which is the next notice.
+            Err(_) => drop(monitor.tell(Command::PowerButton {}).await),
         }
     }
-    Ok(true)
 }
 
 #[cfg(test)]

@@ -41,6 +41,8 @@ const PEACE: Duration = Duration::from_secs(60);
 const READER_GRACE: Duration = Duration::from_secs(1);
 /// How long the guest agent may take to accept a shutdown before the power button is pressed instead.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause between two presses of the power button.
+const PRESS_AGAIN: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(5) };
 
 /// What somebody wants of a machine.
 pub enum Ask {
@@ -81,6 +83,8 @@ pub(super) struct Actor {
     /// It has been told to end at once; if it does not, it is killed.
     told_to_quit: bool,
     timer: Option<Instant>,
+    /// When the power button is pressed once more: a guest that just starts does not watch it yet.
+    press_again: Option<Instant>,
     guest: Option<AbortHandle>,
     since: Instant,
     attempts: u32,
@@ -100,6 +104,7 @@ impl Actor {
             exit: None,
             told_to_quit: false,
             timer: None,
+            press_again: None,
             guest: None,
             since: Instant::now(),
             attempts: 0,
@@ -125,6 +130,12 @@ impl Actor {
                 () = sleep_until(deadline), if self.timer.is_some() => {
                     self.timer = None;
                     self.happen(Event::TimeIsUp).await;
+                }
+                () = sleep_until(self.press_again.unwrap_or_else(far_away)), if self.press_again.is_some() => {
+                    self.press_again = None;
+                    if self.life() == Life::Stopping {
+                        self.press_power().await;
+                    }
                 }
                 () = sleep_until(look.unwrap_or_else(far_away)), if look.is_some() => {
                     resize::tick(&mut self).await;
@@ -483,7 +494,8 @@ impl Actor {
         }
     }
 
-    async fn press_power(&self) {
+    async fn press_power(&mut self) {
+        self.press_again = Some(Instant::now() + PRESS_AGAIN);
         let socket = self.core.config.socket_dir(&self.entry.name).join("vsock.sock");
         let asked = async {
             let mut stream = guest::connect(&socket).await?;
@@ -503,6 +515,7 @@ impl Actor {
     }
 
     async fn cut_power(&mut self) -> Option<Event> {
+        self.press_again = None;
         let told = match &self.live {
             Some(live) if !self.told_to_quit => live.monitor.tell(Command::Quit {}).await.is_ok(),
             _ => false,

@@ -484,11 +484,26 @@ fn a_reboot_of_the_host_brings_autostart_machines_back() {
 }
 
 #[test]
+fn the_power_button_is_pressed_until_somebody_watches_it() {
+    let world = World::new();
+    let lathed = world.lathed();
+    *world.launcher.script.lock().unwrap() = Script { ignored_presses: 2, ..Script::default() };
+    lathed.run(world.request("sleepy")).unwrap();
+    let monitor = world.launcher.monitor("sleepy");
+    lathed.wait(lathed.machines.stop("sleepy", StopRequest { timeout_sec: 20, force: false })).unwrap();
+    monitor.told(|told| {
+        assert_eq!(told.commands.iter().filter(|name| *name == "power_button").count(), 3);
+        assert!(!told.commands.contains(&"quit".to_owned()));
+    });
+    world.check(&lathed);
+}
+
+#[test]
 fn at_shutdown_of_the_host_machines_get_the_power_button() {
     let world = World::new();
     let lathed = world.lathed();
     lathed.run(world.request("polite")).unwrap();
-    *world.launcher.script.lock().unwrap() = Script { ignore_power_button: true, ..Script::default() };
+    *world.launcher.script.lock().unwrap() = Script { ignored_presses: usize::MAX, ..Script::default() };
     lathed.run(world.request("deaf")).unwrap();
     let commands = |name: &str| world.launcher.monitor(name).told(|told| told.commands.clone());
     let (polite, deaf) = (world.launcher.monitor("polite"), world.launcher.monitor("deaf"));

@@ -21,8 +21,8 @@ use rustix::net::{
 pub(crate) struct Script {
     /// Refuses `Define` with this code.
     pub refuse_define: Option<String>,
-    /// Does not react to the power button.
-    pub ignore_power_button: bool,
+    /// So many times it does not react to the power button.
+    pub ignored_presses: usize,
     /// Goes away at this command.
     pub die_at: Option<&'static str>,
     /// Speaks this protocol version; otherwise the newest.
@@ -187,7 +187,9 @@ impl FakeMonitor {
                 self.die();
                 return;
             }
-            let off = matches!(request.command, Command::PowerButton {}) && !script.ignore_power_button;
+            let pressed =
+                |told: &mut Told| told.commands.iter().filter(|name| *name == "power_button").count();
+            let off = name == "power_button" && self.told(pressed) > script.ignored_presses;
             let quit = matches!(request.command, Command::Quit {});
             let result = self.told(|told| carry_out(told, request.command, descriptors, script));
             let reply = Message::Reply(Reply { v: 1, id: request.id, result });

@@ -108,18 +108,23 @@ fn bandwidth_is_delivered_within_5_percent(hosts: &Hosts) {
                 &host,
                 &format!(
                     "/usr/lib/lathe/lathe-guest sink {port} >/tmp/sink & until ss -Hltn sport = :{port} | grep -q .; do sleep 0.1; done
-                     lathe exec net -- blast {gateway} {port} 9 >/dev/null & sleep 2
+                     lathe exec net -- blast {gateway} {port} 9 >/dev/null &
+                     until ss -Htn state established sport = :{port} | grep -q .; do sleep 0.1; done; sleep 2
                      before=$(at li-net); sleep 5; after=$(at li-net); wait; figures \"$before\" \"$after\"; cat /tmp/sink"
                 ),
             )
         });
+        // Refused until somebody listens in the guest.
         within(hosts, "to the guest, Mbit/s", asked, 5.0, || {
             port += 1;
             rate(
                 &host,
                 &format!(
-                    "lathe exec net -- sink {port} >/tmp/sink & sleep 1
-                     /usr/lib/lathe/lathe-guest blast {address} {port} 9 >/dev/null & sleep 2
+                    "lathe exec net -- sink {port} >/tmp/sink &
+                     for attempt in $(seq 100); do
+                         /usr/lib/lathe/lathe-guest blast {address} {port} 9 >/dev/null 2>/tmp/blast && break; sleep 0.1
+                     done &
+                     until ss -Htn state established dport = :{port} | grep -q .; do sleep 0.1; done; sleep 2
                      before=$(at lt-net); sleep 5; after=$(at lt-net); wait; figures \"$before\" \"$after\"; cat /tmp/sink"
                 ),
             )

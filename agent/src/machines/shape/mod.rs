@@ -427,9 +427,13 @@ impl State {
         self.operation = Some(operation);
     }
 
+    fn lanes(&mut self) -> [&mut Lane; 3] {
+        [&mut self.host, &mut self.cpu, &mut self.memory]
+    }
+
     /// Something else is wanted: no step waits because of what was wanted before.
     fn free_lanes(&mut self) {
-        for lane in [&mut self.host, &mut self.cpu, &mut self.memory] {
+        for lane in self.lanes() {
             lane.not_before = 0;
             lane.last = lane.last.take().filter(|_| lane.busy.is_some());
         }
@@ -437,8 +441,7 @@ impl State {
 
     /// Frees the lane of a step; `None` when nobody waits for it any more.
     fn end_step(&mut self, step: u64) -> Option<Step> {
-        let lanes = [&mut self.host, &mut self.cpu, &mut self.memory];
-        let lane = lanes.into_iter().find(|lane| lane.busy == Some(step))?;
+        let lane = self.lanes().into_iter().find(|lane| lane.busy == Some(step))?;
         lane.busy = None;
         lane.last.as_ref().map(|(step, _)| step.clone())
     }
@@ -481,6 +484,7 @@ impl State {
     /// The host or the monitor could not: whoever asked is told, and what was desired before is desired again.
     fn step_failed(&mut self, now: Msec, step: u64, reason: String, effects: &mut Vec<Effect>) {
         let of_host = self.host.busy == Some(step);
+        let lane = self.lanes().into_iter().position(|lane| lane.busy == Some(step));
         match self.end_step(step) {
             None => return,
             // What a balloon can hold changes while the guest unplugs; it is asked again with what is known then.
@@ -490,8 +494,9 @@ impl State {
             }
             Some(_) => {}
         }
-        for lane in [&mut self.host, &mut self.cpu, &mut self.memory] {
-            lane.not_before = lane.not_before.max(now.saturating_add(RETRY_MSEC));
+        // Only what has failed waits: a guest that takes memory back meanwhile needs its wall raised at once.
+        if let Some(lane) = lane.and_then(|at| self.lanes().into_iter().nth(at)) {
+            lane.not_before = now.saturating_add(RETRY_MSEC);
         }
         self.trouble = Some(reason.clone());
         if of_host && let Some(force) = &mut self.force {

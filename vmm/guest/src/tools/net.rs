@@ -9,6 +9,9 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::time::TimeVal;
+
 use super::{number, usage};
 use crate::usage::read as read_usage;
 
@@ -136,6 +139,9 @@ fn any(port: u16) -> Vec<SocketAddr> {
 
 fn sink_tcp(port: u16) -> io::Result<u8> {
     let listener = TcpListener::bind(&any(port)[..])?;
+    // Also how long accept waits (socket(7)).
+    let patience = TimeVal::new(FIRST_TIMEOUT.as_secs() as i64, 0);
+    nix::sys::socket::setsockopt(&listener, ReceiveTimeout, &patience)?;
     let (mut stream, _) = listener.accept()?;
     stream.set_read_timeout(Some(FIRST_TIMEOUT))?;
     let mut buffer = vec![0; BUFFER_BYTES];
