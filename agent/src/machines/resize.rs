@@ -642,6 +642,9 @@ fn undroppable(memory: &MemoryUsage) -> u64 {
     memory.current.0.saturating_sub(cache)
 }
 
+/// A limit that follows what is charged is a multiple of this, lest each page move it.
+const GRAIN_BYTES: u64 = 2 << 20;
+
 /// Sets the limit of the machine's cgroup to this much guest memory and what a monitor needs besides. It falls no lower than what is
 /// charged and cannot be dropped: a limit below that would kill.
 fn set_wall(tree: &MachineTree, bytes: u64) -> Result<u64, Problem> {
@@ -653,12 +656,15 @@ fn set_wall(tree: &MachineTree, bytes: u64) -> Result<u64, Problem> {
         return Ok(bytes);
     }
     let falls = now.is_none_or(|now| now > wanted);
-    if falls && undroppable(&tree.usage().map_err(failed)?.memory) > wanted {
-        return Ok(now.unwrap_or(u64::MAX).saturating_sub(OVERHEAD_BYTES));
+    // Downwards no further than what is charged: below that the kernel would kill.
+    let charged = if falls { undroppable(&tree.usage().map_err(failed)?.memory) } else { 0 };
+    let possible = if charged > wanted { charged.next_multiple_of(GRAIN_BYTES) } else { wanted };
+    if now.is_none_or(|now| possible < now || !falls) {
+        let patch = MemoryPatch { max: Patch::Set(CgroupBytes(possible)), ..MemoryPatch::default() };
+        tree.set_memory(&patch).map_err(failed)?;
+        return Ok(possible.saturating_sub(OVERHEAD_BYTES));
     }
-    let patch = MemoryPatch { max: Patch::Set(CgroupBytes(wanted)), ..MemoryPatch::default() };
-    tree.set_memory(&patch).map_err(failed)?;
-    Ok(bytes)
+    Ok(now.unwrap_or(possible).saturating_sub(OVERHEAD_BYTES))
 }
 
 #[cfg(test)]

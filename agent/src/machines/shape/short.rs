@@ -114,6 +114,14 @@ impl State {
             all.push(waits(too_much(memory, held, goal)));
         } else if self.may_hold(force) > goal || force.wall_bytes.is_none() {
             all.push(waits(self.trouble.clone().unwrap_or_else(|| "its limits are being set".to_owned())));
+        } else if let Some(over) =
+            force.wall_bytes.and_then(|wall| wall.checked_sub(goal)).filter(|over| *over > 0)
+        {
+            // What a balloon holds is its driver's word; what is charged is the kernel's.
+            all.push(waits(format!(
+                "the host still holds {} more than its guest says it has given back",
+                Bytes(over)
+            )));
         }
     }
 }

@@ -20,6 +20,8 @@ impl Lane {
     /// When `step` may be taken.
     fn gate(&self, step: &Step) -> Msec {
         let repeated = match &self.last {
+            // The limit follows what is charged, and pages go back a little after the guest has said so.
+            Some((last @ Step::SetWall(_), at)) if last == step => at.saturating_add(PACE_MSEC),
             Some((last, at)) if last == step => at.saturating_add(RETRY_MSEC),
             Some((Step::SetBalloon(_), at)) if matches!(step, Step::SetBalloon(_)) => {
                 at.saturating_add(PACE_MSEC)
