@@ -171,7 +171,7 @@ impl Machine {
         let entry = images.load(&memory, shape)?;
         let epoll = Arc::new(Epoll::new().map_err(host("make an epoll descriptor"))?);
         let mut slots = Slots::new(&vm, memory.clone(), epoll.clone(), &notices);
-        let pci = slots.bus(devices.all(), hot_slots)?;
+        let pci = slots.bus(devices.all(), definition.watchdog.is_some(), hot_slots)?;
         let console = serial_console(&vm, definition.console)?;
         let (gate, kicker) = (Arc::new(Gate::default()), Arc::new(Kicker::default()));
         let power = Arc::new(PowerRegisters::new(event_line(vm.clone())));
@@ -233,6 +233,7 @@ impl Machine {
     /// Lets the vCPUs run guest code.
     pub fn run(&self) {
         self.ran.store(true, Ordering::Release);
+        self.shared.notices.release_watch();
         self.shared.gate.wish(Wish::Run);
     }
 
@@ -242,6 +243,7 @@ impl Machine {
     /// [`MachineError::Stuck`].
     pub fn hold(&self) -> Result<(), MachineError> {
         self.shared.hold();
+        self.shared.notices.hold_watch();
         if self.shared.gate.settled_within(SETTLE_LIMIT) { Ok(()) } else { Err(MachineError::Stuck) }
     }
 

@@ -35,6 +35,7 @@ pub struct Monitor {
     notices: Arc<Notices>,
     on_reboot: OnReboot,
     on_panic: OnPanic,
+    on_expiry: OnPanic,
     /// What the guest's kernel said when it panicked, until the next reset.
     panic: Option<String>,
     reboots: u64,
@@ -81,6 +82,7 @@ impl Monitor {
             notices: Arc::new(Notices::new()?),
             on_reboot: OnReboot::default(),
             on_panic: OnPanic::default(),
+            on_expiry: OnPanic::default(),
             panic: None,
             reboots: 0,
             go_monotonic_nsec: 0,
@@ -152,6 +154,7 @@ impl Monitor {
                 let definition = Definition::new(&config, fds)?;
                 self.on_reboot = definition.on_reboot;
                 self.on_panic = definition.on_panic;
+                self.on_expiry = definition.watchdog.unwrap_or_default();
                 self.definition = Some(definition);
                 Answer::Done {}
             }
@@ -312,7 +315,7 @@ impl Monitor {
 
     /// Does what vCPUs and devices have asked for.
     pub fn on_notices(&mut self) {
-        let Taken { halt, complaints, cpus, memory, devices, panicked } = self.notices.take();
+        let Taken { halt, complaints, cpus, memory, devices, panicked, expired } = self.notices.take();
         if let Some(machine) = &self.machine {
             self.events.extend(cpus.then(|| Event::CpusChanged(machine.cpu_status())));
             self.events.extend(memory.then(|| Event::MemoryChanged(machine.memory_status())));
@@ -328,6 +331,12 @@ impl Monitor {
         }
         if panicked && self.panic.is_none() && self.on_guest_panic() {
             return;
+        }
+        if expired && halt.is_none() {
+            self.events.push(Event::WatchdogExpired {});
+            if self.act(self.on_expiry, ExitReason::Watchdog) {
+                return;
+            }
         }
         // A reset plugs in what is missing by itself.
         let plugged =
@@ -356,20 +365,34 @@ impl Monitor {
         let message = panic::last_words(&machine.console_tail());
         self.panic = Some(message.clone());
         self.events.push(Event::GuestPanicked { message: message.clone() });
-        match self.on_panic {
-            OnPanic::Report => return false,
-            OnPanic::Pause if self.phase == Phase::Running => match machine.hold() {
-                Ok(()) => {
-                    self.enter(Phase::Paused);
-                    return false;
-                }
-                Err(error) => self.end(ExitReason::Crash { message: format!("cannot pause: {error}") }),
-            },
-            OnPanic::Pause => return false,
-            OnPanic::Reboot => self.reboot(),
-            OnPanic::End => self.end(ExitReason::Panic { message }),
+        self.act(self.on_panic, ExitReason::Panic { message })
+    }
+
+    /// Does what is configured for a guest in trouble; says whether that was the end of its present life.
+    fn act(&mut self, what: OnPanic, reason: ExitReason) -> bool {
+        let held = match what {
+            OnPanic::Pause if self.phase == Phase::Running => self.machine.as_ref().map(Machine::hold),
+            OnPanic::Report | OnPanic::Pause => None,
+            OnPanic::Reboot => {
+                self.reboot();
+                return true;
+            }
+            OnPanic::End => {
+                self.end(reason);
+                return true;
+            }
+        };
+        match held {
+            None => false,
+            Some(Ok(())) => {
+                self.enter(Phase::Paused);
+                false
+            }
+            Some(Err(error)) => {
+                self.end(ExitReason::Crash { message: format!("cannot pause: {error}") });
+                true
+            }
         }
-        true
     }
 
     fn reboot(&mut self) {

@@ -46,9 +46,38 @@ struct State {
     memory_told: Option<Instant>,
     devices: bool,
     panicked: bool,
+    watch: Watch,
+    /// The watchdog has expired, and the guest has not forgotten it.
+    expired: bool,
+}
+
+/// Where the watchdog's time is.
+#[derive(Clone, Copy, Default)]
+enum Watch {
+    #[default]
+    Off,
+    Until(Instant),
+    /// The guest stands still; so much was left.
+    Held(Duration),
 }
 
 impl State {
+    /// How long it takes until the watchdog expires.
+    fn watch_due(&self) -> Option<Duration> {
+        match self.watch {
+            Watch::Until(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
+            Watch::Off | Watch::Held(_) => None,
+        }
+    }
+
+    fn take_expiry(&mut self) -> bool {
+        let expired = self.watch_due() == Some(Duration::ZERO);
+        if expired {
+            (self.watch, self.expired) = (Watch::Off, true);
+        }
+        expired
+    }
+
     /// How long it takes until what is known of memory may be told; `None` when there is nothing.
     fn memory_due(&self) -> Option<Duration> {
         let since = self.memory_told.map_or(MEMORY_PACE, |told| told.elapsed());
@@ -79,6 +108,8 @@ pub struct Taken {
     pub devices: bool,
     /// The guest's kernel has panicked.
     pub panicked: bool,
+    /// The guest's watchdog has expired.
+    pub expired: bool,
 }
 
 /// See the module.
@@ -166,9 +197,51 @@ impl Notices {
         }
     }
 
+    /// The watchdog expires after this, from now on, unless it is called again; `None` stops it.
+    pub fn watch(&self, allowed: Option<Duration>) {
+        let mut state = self.lock();
+        let earlier = match (state.watch, allowed) {
+            // Somebody who sleeps until later has to know; who sleeps until earlier looks again then.
+            (Watch::Until(deadline), Some(allowed)) => Instant::now() + allowed < deadline,
+            (Watch::Off | Watch::Held(_), Some(_)) => true,
+            (_, None) => false,
+        };
+        state.watch = allowed.map_or(Watch::Off, |allowed| Watch::Until(Instant::now() + allowed));
+        if earlier {
+            self.signal();
+        }
+    }
+
+    /// The guest stands still, and with it its watchdog.
+    pub fn hold_watch(&self) {
+        let mut state = self.lock();
+        if let Watch::Until(deadline) = state.watch {
+            state.watch = Watch::Held(deadline.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// The guest goes on.
+    pub fn release_watch(&self) {
+        let mut state = self.lock();
+        if let Watch::Held(left) = state.watch {
+            state.watch = Watch::Until(Instant::now() + left);
+        }
+    }
+
+    /// Whether the watchdog has expired since the guest last forgot it.
+    pub fn has_expired(&self) -> bool {
+        self.lock().expired
+    }
+
+    /// The guest has seen that the watchdog had expired.
+    pub fn forget_expiry(&self) {
+        self.lock().expired = false;
+    }
+
     /// When to fetch again although the descriptor is not readable.
     pub fn due(&self) -> Option<Duration> {
-        self.lock().memory_due()
+        let state = self.lock();
+        [state.memory_due(), state.watch_due()].into_iter().flatten().min()
     }
 
     /// Fetches all that there is.
@@ -183,6 +256,7 @@ impl Notices {
             memory: state.take_memory(),
             devices: std::mem::take(&mut state.devices),
             panicked: std::mem::take(&mut state.panicked),
+            expired: state.take_expiry(),
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::device_thread::Table;
 use crate::machine::MachineError;
 use crate::notices::Notices;
 use crate::pci::virtio::{FunctionParts, Host, VectorHost, VirtioFunction, vectors_of};
+use crate::pci::watchdog::Watchdog;
 use crate::pci::{HostBridge, PciBus, PciFunction, SLOTS};
 use crate::virtio::{DeviceKind, Memory, VirtioDevice, Watcher};
 
@@ -38,6 +39,7 @@ pub struct Slots {
     router: Arc<Router>,
     host: Arc<dyn Host>,
     table: Arc<Table>,
+    notices: Arc<Notices>,
     /// By the device's name.
     places: BTreeMap<String, Place>,
 }
@@ -67,6 +69,7 @@ impl Slots {
             router: Arc::new(Router::new(vm.clone())),
             host: Arc::new(KvmHost { vm: vm.clone(), notices: notices.clone() }),
             table: Arc::default(),
+            notices: notices.clone(),
             places: BTreeMap::new(),
         }
     }
@@ -76,15 +79,19 @@ impl Slots {
         self.table.clone()
     }
 
-    /// The bus with the devices that are there from the start, from slot 1 on; see [`hot_mask`] for `hot`.
+    /// The bus with the devices that are there from the start, from slot 1 on, and a watchdog behind them; see [`hot_mask`] for `hot`.
     ///
     /// # Errors
     /// As [`Slots::attach`].
-    pub fn bus(&mut self, devices: Vec<Device>, hot: u32) -> Result<PciBus, MachineError> {
+    pub fn bus(&mut self, devices: Vec<Device>, watchdog: bool, hot: u32) -> Result<PciBus, MachineError> {
         let mut functions: Vec<Box<dyn PciFunction>> = vec![Box::new(HostBridge::default())];
         for device in devices {
             let function = self.function(functions.len(), device)?;
             functions.push(function);
+        }
+        if watchdog {
+            let bar = PciBus::initial_bar(functions.len()) as u32;
+            functions.push(Box::new(Watchdog::new(bar, self.notices.clone())));
         }
         Ok(PciBus::new(functions, hot))
     }

@@ -97,6 +97,7 @@ fn define_with(kernel: &[u8], change: impl FnOnce(&mut MachineConfig)) -> Option
         rng: true,
         on_reboot: OnReboot::Reboot,
         on_panic: OnPanic::Report,
+        watchdog: None,
     };
     change(&mut config);
     let fds = vec![kvm.into(), image(kernel), theirs.into()];

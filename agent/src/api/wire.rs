@@ -93,6 +93,10 @@ pub struct MachineView {
     pub guest_agent: bool,
     /// `no`, `on-failure`, `always`.
     pub restart: RestartPolicy,
+    /// `report`, `pause`, `reboot`, `end`.
+    pub on_panic: OnTrouble,
+    /// Likewise; `null` without a watchdog.
+    pub watchdog: Option<OnTrouble>,
     /// Starts with the host.
     pub autostart: bool,
     /// systemd unit, empty when started without systemd.
@@ -171,6 +175,21 @@ pub enum RestartPolicy {
     Always,
 }
 
+/// What a machine does whose guest is in trouble: its kernel has panicked, or its watchdog has expired.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnTrouble {
+    /// Says so. A guest that has panicked may reset by itself for 45 s, then its power is cut and `restart` decides.
+    #[default]
+    Report,
+    /// Stands still as it is, to be looked at.
+    Pause,
+    /// Boots again at once.
+    Reboot,
+    /// Its power is cut, and `restart` decides.
+    End,
+}
+
 /// A new machine.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -211,6 +230,12 @@ pub struct RunRequest {
     /// What to do when it ends by itself.
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// What it does when its kernel panics.
+    #[serde(default)]
+    pub on_panic: OnTrouble,
+    /// With a watchdog device (i6300esb), and what it does when that expires; `None`: without.
+    #[serde(default)]
+    pub watchdog: Option<OnTrouble>,
     /// Start with the host.
     #[serde(default)]
     pub autostart: bool,

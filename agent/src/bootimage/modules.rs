@@ -63,6 +63,7 @@ const WANTED: &[Wanted] = &[
     wanted("vmw_vsock_virtio_transport", When::Virtio(19), true),
     wanted("virtio_mem", When::LateVirtio(24), false),
     wanted("pvpanic_mmio", When::Late, false),
+    wanted("i6300esb", When::Demand, false),
     wanted("ext4", When::Demand, false),
     // ext4 asks for "crypto-crc32c" by alias only, which modules.dep does not show.
     wanted("crc32c_generic", When::Demand, false),

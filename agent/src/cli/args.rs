@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use lathe_shard::{BitRate, Bytes, Change, Iops, MilliCpu};
 
-use crate::api::wire::RestartPolicy;
+use crate::api::wire::{OnTrouble, RestartPolicy};
 use crate::problem::{Kind, Problem};
 
 /// Runs microVMs and changes their shape while they run.
@@ -180,6 +180,12 @@ pub struct RunArgs {
     /// Start again when it ends by itself
     #[arg(long, value_enum, default_value_t = Restart::No)]
     pub restart: Restart,
+    /// What it does when its kernel panics
+    #[arg(long, value_enum, default_value_t = Trouble::Report, value_name = "ACTION")]
+    pub on_panic: Trouble,
+    /// With a watchdog (i6300esb), and what it does when the guest has not fed it in time
+    #[arg(long, value_enum, value_name = "ACTION")]
+    pub watchdog: Option<Trouble>,
     /// Start with the host
     #[arg(long)]
     pub autostart: bool,
@@ -228,6 +234,30 @@ impl From<Restart> for RestartPolicy {
             Restart::No => Self::No,
             Restart::OnFailure => Self::OnFailure,
             Restart::Always => Self::Always,
+        }
+    }
+}
+
+/// `--on-panic`, `--watchdog`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Trouble {
+    /// Say so; after a panic the guest has 45 s to reset by itself, then as with end
+    Report,
+    /// Stand still, to be looked at
+    Pause,
+    /// Boot again at once
+    Reboot,
+    /// Power off, and --restart decides
+    End,
+}
+
+impl From<Trouble> for OnTrouble {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Report => Self::Report,
+            Trouble::Pause => Self::Pause,
+            Trouble::Reboot => Self::Reboot,
+            Trouble::End => Self::End,
         }
     }
 }

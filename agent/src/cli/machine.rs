@@ -96,6 +96,8 @@ async fn run_request(uploads: &mut Uploads<'_>, args: &RunArgs) -> Result<RunReq
         disk_size_bytes: args.disk_size.map(|Bytes(bytes)| bytes),
         cmdline: args.cmdline.clone(),
         restart: args.restart.into(),
+        on_panic: args.on_panic.into(),
+        watchdog: args.watchdog.map(Into::into),
         autostart: args.autostart,
     })
 }

@@ -438,6 +438,10 @@ impl Actor {
                 let message = format!("{device} of {} stands still: {reason}", self.entry.name);
                 self.core.tell("machine-device", &self.entry.name, message);
             }
+            Notice::Event(MonitorEvent::WatchdogExpired {}) => {
+                let name = &self.entry.name;
+                self.core.tell("machine-hangs", name, format!("{name}: the guest's watchdog expired"));
+            }
             Notice::Event(MonitorEvent::GuestPanicked { message }) => {
                 let name = &self.entry.name;
                 let words = format!("{name}: {}", life::panic_reason(&message));
@@ -636,6 +640,7 @@ fn end_of(exit: ExitReason) -> End {
         ExitReason::PowerOff => end(EndKind::PowerOff, "powered off by the guest"),
         ExitReason::Reboot => end(EndKind::PowerOff, "the guest asked for a reset"),
         ExitReason::Panic { message } => end(EndKind::Failure, &life::panic_reason(&message)),
+        ExitReason::Watchdog => end(EndKind::Failure, "the guest's watchdog expired"),
         ExitReason::TripleFault => end(EndKind::Failure, "the guest reset itself by a triple fault"),
         ExitReason::Quit => end(EndKind::Asked, "its monitor was told to end"),
         ExitReason::Crash { message } => end(EndKind::Failure, &format!("the guest crashed: {message}")),

@@ -102,7 +102,7 @@ impl CoreConfig {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::api::wire::{RestartPolicy, RunRequest};
+    use crate::api::wire::{OnTrouble, RestartPolicy, RunRequest};
     use std::path::Path;
 
     pub(crate) fn config(folder: &Path) -> CoreConfig {
@@ -140,6 +140,8 @@ pub(crate) mod tests {
             disk_size_bytes: None,
             cmdline: None,
             restart: RestartPolicy::No,
+            on_panic: OnTrouble::Report,
+            watchdog: None,
             autostart: false,
         }
     }

@@ -26,6 +26,7 @@ use super::core::Core;
 use super::files;
 use super::record::{Booted, Disk, Initrd, Kernel, Record};
 use super::shape::HOT_RATIO;
+use crate::api::wire::OnTrouble;
 use crate::bootimage::{self, BootImageSpec};
 use crate::launcher::Launched;
 use crate::monitor::{Monitor, MonitorError, Notice};
@@ -190,9 +191,19 @@ async fn define(
         vsock: Some(VsockConfig { cid: record.cid, listener: Some(listener) }),
         rng: true,
         on_reboot: OnReboot::Reboot,
-        on_panic: OnPanic::Report,
+        on_panic: told(record.on_panic),
+        watchdog: record.watchdog.map(told),
     };
     Ok((config, ours))
+}
+
+fn told(action: OnTrouble) -> OnPanic {
+    match action {
+        OnTrouble::Report => OnPanic::Report,
+        OnTrouble::Pause => OnPanic::Pause,
+        OnTrouble::Reboot => OnPanic::Reboot,
+        OnTrouble::End => OnPanic::End,
+    }
 }
 
 fn open_kvm(path: &Path) -> Result<File, Problem> {

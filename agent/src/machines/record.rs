@@ -9,7 +9,7 @@ use lathe_shard::{Bytes, MilliCpu, Shape};
 use super::life::Life;
 use super::shape::{Ended, Holds, Operation};
 use super::spec::MAX_VCPUS;
-use crate::api::wire::RestartPolicy;
+use crate::api::wire::{OnTrouble, RestartPolicy};
 
 /// Operations that are over and still remembered.
 pub const MAX_ENDED: usize = 16;
@@ -63,6 +63,12 @@ pub struct Record {
     pub cid: u32,
     /// What to do when it ends by itself.
     pub restart: RestartPolicy,
+    /// What it does when its kernel panics.
+    #[serde(default)]
+    pub on_panic: OnTrouble,
+    /// What it does when its watchdog expires; `None`: it has none.
+    #[serde(default)]
+    pub watchdog: Option<OnTrouble>,
     /// Starts with the host.
     pub autostart: bool,
     /// vCPUs that were asked for; otherwise as few as carry its CPU.
@@ -286,6 +292,8 @@ pub(crate) mod tests {
             net: None,
             cid: 3,
             restart: RestartPolicy::No,
+            on_panic: OnTrouble::Report,
+            watchdog: None,
             autostart: false,
             vcpus_asked: None,
             restarts: 0,

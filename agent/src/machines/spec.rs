@@ -183,6 +183,8 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
         net: None,
         cid: 0,
         restart: request.restart,
+        on_panic: request.on_panic,
+        watchdog: request.watchdog,
         autostart: request.autostart,
         vcpus_asked: request.vcpus,
         restarts: 0,

@@ -40,6 +40,8 @@ pub fn machine(entry: &Entry) -> MachineView {
             source: record.source.text.clone(),
             guest_agent: shared.guest_agent,
             restart: record.restart,
+            on_panic: record.on_panic,
+            watchdog: record.watchdog,
             autostart: record.autostart,
             unit: launched.map(|launched| launched.unit.clone()).unwrap_or_default(),
             pid: launched.and_then(|launched| launched.pid),

@@ -21,6 +21,7 @@ pub const GROUP: Group = Group {
         ("a_paused_machine_stands_still_and_goes_on", a_paused_machine_stands_still_and_goes_on),
         ("stop_start_and_remove", stop_start_and_remove),
         ("a_panic_is_told_and_the_machine_boots_again", a_panic_is_told_and_the_machine_boots_again),
+        ("a_guest_that_stands_still_is_booted_again_by_its_watchdog", a_watchdog_boots_a_guest_again),
         ("restart_policies_are_kept", restart_policies_are_kept),
         ("own_kernel_initrd_and_disk_are_uploaded", own_kernel_initrd_and_disk_are_uploaded),
         ("an_image_becomes_a_private_disk", an_image_becomes_a_private_disk),
@@ -244,6 +245,27 @@ fn stop_start_and_remove(hosts: &Hosts) {
     let view = settled(&host);
     view.expect_agreement();
     assert!(view.machines.is_empty());
+}
+
+fn a_watchdog_boots_a_guest_again(hosts: &Hosts) {
+    let host = hosts.host(1);
+    // A kernel that neither runs on nor resets after its panic.
+    make_small(&host, "hangs", "--net none --watchdog reboot --cmdline 'console=ttyS0 quiet panic=0'");
+    host.run("lathe resize hangs --cpu 1").expect_ok();
+    let boot = boot_id(&host, "hangs");
+    host.wait_until(
+        "the guest feeds its watchdog",
+        Duration::from_secs(30),
+        "lathe exec hangs -- grep -q '^i6300esb [0-9]* 1 ' /proc/modules",
+    );
+    let events = host.start("timeout 100 lathe events | grep -m 1 'hangs: .*watchdog expired'");
+    host.run("timeout 20 lathe exec hangs -- sh -c 'sleep 1; echo c >/proc/sysrq-trigger'");
+    let told = events.finish_within(Duration::from_secs(110)).expect_ok();
+    hosts.note(&format!("the watchdog expired {:.0} s after the last order", told.took.as_secs_f32()));
+    answers(&host, "hangs");
+    assert!(boot_id(&host, "hangs") != boot);
+    assert!(show(&host, "hangs")["restarts"] == 1);
+    away(&host, &["hangs"]);
 }
 
 fn restart_policies_are_kept(hosts: &Hosts) {

@@ -93,6 +93,9 @@ struct RunOptions {
     /// What a panic of the guest's kernel does, once it has said so
     #[arg(long, default_value = "report", value_name = "report|pause|reboot|end", value_parser = on_panic)]
     on_panic: OnPanic,
+    /// With a watchdog, and what it does when the guest has given no sign of life in time
+    #[arg(long, value_name = "report|pause|reboot|end", value_parser = on_panic)]
+    watchdog: Option<OnPanic>,
     /// Also serve a control socket, made here
     #[arg(long, value_name = "PATH")]
     control: Option<String>,
@@ -188,6 +191,7 @@ fn outcome(reason: &ExitReason) -> Result<(), Failure> {
         ExitReason::Panic { message } => {
             Err(Failure::new("guest-panic", format!("the guest's kernel panicked: {message}")))
         }
+        ExitReason::Watchdog => Err(Failure::new("guest-hangs", "the guest's watchdog expired")),
     }
 }
 

@@ -189,6 +189,7 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         rng: true,
         on_reboot: if options.no_reboot { OnReboot::End } else { OnReboot::Reboot },
         on_panic: options.on_panic,
+        watchdog: options.watchdog,
     };
     server.execute(Command::Define(Box::new(config)), handed.0)?;
     server.execute(Command::Start {}, Vec::new())?;

@@ -102,6 +102,8 @@ pub struct Definition {
     pub on_reboot: OnReboot,
     /// What a panic of the guest's kernel does.
     pub on_panic: OnPanic,
+    /// With a watchdog, and what it does when it expires.
+    pub watchdog: Option<OnPanic>,
 }
 
 fn bad_config(message: String) -> Refusal {
@@ -223,6 +225,7 @@ fn check_numbers(config: &MachineConfig) -> Result<(), Refusal> {
         + usize::from(config.vsock.is_some())
         + usize::from(config.rng)
         + usize::from(config.balloon)
+        + usize::from(config.watchdog.is_some())
         + usize::from(most > memory);
     let slots = config.hotplug_slots;
     if slots > MAX_HOTPLUG_SLOTS {
@@ -338,6 +341,7 @@ impl Definition {
             devices,
             on_reboot: config.on_reboot,
             on_panic: config.on_panic,
+            watchdog: config.watchdog,
         })
     }
 }
@@ -370,6 +374,7 @@ mod tests {
             rng: false,
             on_reboot: OnReboot::Reboot,
             on_panic: OnPanic::Report,
+            watchdog: None,
         }
     }
 

@@ -267,6 +267,10 @@ pub struct MachineConfig {
     /// What a panic of the guest's kernel does, besides [`Event::GuestPanicked`]. Since version 2.
     #[serde(default)]
     pub on_panic: OnPanic,
+    /// With a watchdog (Intel's 6300ESB; drivers `i6300esb`), and what it does when it expires, besides [`Event::WatchdogExpired`]. Since
+    /// version 2.
+    #[serde(default)]
+    pub watchdog: Option<OnPanic>,
 }
 
 /// What happens when the guest resets.
@@ -280,7 +284,7 @@ pub enum OnReboot {
     End,
 }
 
-/// What happens when the guest's kernel panics.
+/// What happens when the guest's kernel panics, or its watchdog expires.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnPanic {
@@ -291,7 +295,7 @@ pub enum OnPanic {
     Pause,
     /// The machine boots again in the same process, whatever [`OnReboot`] says.
     Reboot,
-    /// The machine ends with [`ExitReason::Panic`].
+    /// The machine ends with [`ExitReason::Panic`] or [`ExitReason::Watchdog`].
     End,
 }
 
@@ -355,6 +359,8 @@ pub enum Event {
         /// What it wrote to its console last, at most 200 characters; from the guest, not to be trusted.
         message: String,
     },
+    /// The guest has given no sign of life for as long as it had allowed itself. Since version 2.
+    WatchdogExpired {},
     /// The guest reset by a triple fault, which is seldom what it wanted; [`Event::Rebooted`] follows. Since version 2.
     TripleFault {},
     /// The machine is over.
@@ -400,6 +406,8 @@ pub enum ExitReason {
         /// As in [`Event::GuestPanicked`].
         message: String,
     },
+    /// The guest's watchdog expired, and `watchdog` says end. Since version 2.
+    Watchdog,
     /// The guest reset by a triple fault, and `on_reboot` says end. Since version 2.
     TripleFault,
     /// A client sent [`Command::Quit`], or SIGTERM came.

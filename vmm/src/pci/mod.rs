@@ -9,6 +9,7 @@
 //! - [`msix`]: message-signalled interrupts, pure behind [`msix::MsiSink`]
 //! - [`common`]: virtio's common configuration registers, pure
 //! - [`virtio`]: a virtio device as a PCI function
+//! - [`watchdog`]: a timer that the guest has to keep from expiring
 //! - [`hotplug`]: the registers by which devices are plugged in and out, pure
 //!
 //! A function comes into its slot by [`PciBus::insert`]. It goes when the guest ejects it, which must have been asked for: then
@@ -30,6 +31,7 @@ pub mod config;
 pub mod hotplug;
 pub mod msix;
 pub mod virtio;
+pub mod watchdog;
 
 /// Slots of a bus; the host bridge has the first.
 pub const SLOTS: usize = 32;

@@ -31,6 +31,8 @@ pub fn machine(name: &str) -> MachineView {
         source: "built-in guest, kernel 6.1.0-37-amd64".to_owned(),
         guest_agent: true,
         restart: RestartPolicy::No,
+        on_panic: OnTrouble::Report,
+        watchdog: None,
         autostart: false,
         unit: format!("lathe-vm@{name}.service"),
         pid: Some(4242),

@@ -10,6 +10,7 @@ pub mod modules;
 mod mounts;
 mod power;
 mod stop;
+mod watchdog;
 
 use std::fs;
 use std::io::{self, BufRead};
@@ -84,6 +85,9 @@ fn hotplug() -> io::Result<()> {
         loaded.problems.iter().for_each(|problem| say(problem));
     };
     load();
+    if watchdog::is_there() {
+        start("watchdog", watchdog::feed);
+    }
     events.follow(load)
 }
 
