@@ -12,6 +12,7 @@ mod mistakes;
 mod monitor;
 mod node;
 mod shape;
+mod steps;
 mod survival;
 mod testbed;
 
@@ -35,6 +36,7 @@ const GROUPS: &[Group] = &[
     survival::GROUP,
     cluster::GROUP,
     monitor::DEBIAN,
+    steps::GROUP,
     bench::MONITOR,
 ];
 

@@ -1,0 +1,100 @@
+//! Random changes of shape, one after the other, on a real guest: `tests/run bench shape-steps`. Minutes, so on request only.
+//!
+//! `LATHE_STEPS` says how many (1,000 otherwise), `LATHE_SEED` repeats a run.
+
+use std::time::{Duration, Instant};
+
+use lathe_tests::scenario::{Group, Host, Hosts};
+
+use crate::node::{away, boot_id, exec, make, settled, show};
+
+/// On one host.
+pub const GROUP: Group = Group {
+    name: "shape-steps",
+    hosts: 1,
+    lathe: true,
+    bench: true,
+    scenarios: &[("a_thousand_random_changes", a_thousand_random_changes)],
+};
+
+const MIB: u64 = 1 << 20;
+/// What a monitor may hold besides guest memory, as the books have it.
+const OVERHEAD: u64 = 64 * MIB;
+/// How long one change may take, emulated.
+const STEP_LIMIT: Duration = Duration::from_secs(60);
+
+/// splitmix64.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut value = self.0;
+        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (value ^ (value >> 31)) % most
+    }
+}
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+/// Bytes charged to the machine's cgroup that are no page cache.
+fn charged(host: &Host<'_>) -> u64 {
+    let line = "cd /sys/fs/cgroup/lathe.slice/lathe-vm@steps.service && echo $(($(cat memory.current) - $(awk '$1 == \"file\" { f = $2 } $1 == \"shmem\" { s = $2 } END { print f - s }' memory.stat)))";
+    let text = host.run(line).expect_ok().stdout();
+    text.parse().unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn a_thousand_random_changes(hosts: &Hosts) {
+    let (steps, seed) = (number("LATHE_STEPS", 1000), number("LATHE_SEED", u64::from(std::process::id())));
+    hosts.note(&format!("{steps} steps, LATHE_SEED={seed}"));
+    let (host, mut dice) = (hosts.host(1), Dice(seed));
+    make(&host, "steps", "--cpu 1..1.5 --memory 256M..1G --net none");
+    let boot = boot_id(&host, "steps");
+    let begun = Instant::now();
+    let (mut partial, mut most_over) = (0, i64::MIN);
+    for step in 1..=steps {
+        let cpu = [0.05, 0.3, 0.75, 1.0, 1.2, 1.5][dice.below(6) as usize];
+        let memory = 2 * (64 + dice.below(449));
+        // Memory in use, of which some is given back and some is not.
+        if dice.below(3) == 0 {
+            let fill = dice.below(96);
+            exec(
+                &host,
+                "steps",
+                &format!(
+                    "sh -c 'rm -f /dev/shm/full; dd if=/dev/zero of=/dev/shm/full bs=1M count={fill} 2>/dev/null; true'"
+                ),
+            );
+        }
+        let line = format!("lathe resize steps --cpu {cpu} --memory {memory}M --deadline 15s --json");
+        let ended = host.run_within(STEP_LIMIT, &line);
+        let view = ended.json();
+        let outcome = view["outcome"].as_str().unwrap_or_default().to_owned();
+        assert!(
+            ["applied", "partial", "unchanged"].contains(&outcome.as_str()),
+            "step {step}: {}",
+            ended.story()
+        );
+        partial += u64::from(outcome == "partial");
+        let shown = show(&host, "steps");
+        let [granted, actual] = ["granted", "actual"].map(|key| shown["memory"][key].as_u64().unwrap_or(0));
+        let charge = charged(&host);
+        most_over = most_over.max(charge.cast_signed() - actual.cast_signed());
+        assert!(granted >= actual, "step {step}: the books hold less than the guest: {shown}");
+        assert!(charge <= actual + OVERHEAD, "step {step}: {charge} bytes are charged: {shown}");
+        assert!(outcome == "partial" || actual == memory * MIB, "step {step}: {shown}");
+    }
+    host.run_within(Duration::from_secs(120), "lathe resize steps --cpu 1 --memory 256M --deadline 100s")
+        .expect_ok();
+    settled(&host).expect_agreement();
+    assert!(boot_id(&host, "steps") == boot, "the guest has booted anew");
+    let per_step = begun.elapsed().as_secs_f64() / steps as f64;
+    hosts.note(&format!(
+        "{per_step:.2} s a step, {partial} ended partial; at most {:.1} MiB were charged beyond the guest's memory",
+        most_over as f64 / MIB as f64
+    ));
+    away(&host, &["steps"]);
+}
