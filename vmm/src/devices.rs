@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::control::definition::{Devices, Disk, Nic};
-use crate::control::wire::MemoryStatus;
+use crate::control::wire::{DiskRates, MemoryStatus};
 use crate::hotmem::Refused;
 use crate::virtio::balloon::Balloon;
-use crate::virtio::block::{self, Block, BlockError, Engine};
+use crate::virtio::block::{self, Block, BlockError, Engine, Throttle};
 use crate::virtio::mem::MemDevice;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
@@ -36,6 +36,8 @@ pub struct DeviceSet {
     mem: Option<Arc<Mutex<MemDevice>>>,
     balloon: Option<Arc<Mutex<Balloon>>>,
     disks: BTreeMap<String, Arc<Mutex<Block>>>,
+    /// What they may do together.
+    throttle: Arc<Throttle>,
     /// Numbers of the next disk and nic. Names are not used again, so that an event is never about another device.
     next: (u32, u32),
     spares: Vec<Engine>,
@@ -59,10 +61,12 @@ impl DeviceSet {
             mem: memory.mem.map(|device| Arc::new(Mutex::new(device))),
             balloon: memory.balloon.map(|device| Arc::new(Mutex::new(device))),
             disks: BTreeMap::new(),
+            throttle: Arc::default(),
             next: (0, 0),
             spares: Vec::new(),
             no_spares: None,
         };
+        set.throttle.set(devices.disk_rates);
         for disk in devices.disks {
             let name = set.next_disk();
             let block = Block::new(&name, disk.file.into(), disk.read_only, &disk.serial);
@@ -156,7 +160,7 @@ impl DeviceSet {
 
     fn keep_disk(&mut self, name: String, block: Block) -> Shared {
         self.next.0 += 1;
-        let device = Arc::new(Mutex::new(block));
+        let device = Arc::new(Mutex::new(block.within(&self.throttle)));
         self.all.push(device.clone());
         self.disks.insert(name, device.clone());
         device
@@ -207,6 +211,17 @@ impl DeviceSet {
     pub fn grow_disk(&self, name: &str) -> Result<u64, String> {
         let disk = self.disks.get(name).ok_or_else(|| format!("there is no disk {name}"))?;
         lock(disk).grow().map_err(|e| e.to_string())
+    }
+
+    /// Changes what all disks together may do, from the next request on.
+    pub fn set_disk_rates(&self, rates: DiskRates) {
+        self.throttle.set(rates);
+        self.disks.values().for_each(|disk| lock(disk).rates_changed());
+    }
+
+    /// What all disks together may do.
+    pub fn disk_rates(&self) -> DiskRates {
+        self.throttle.rates()
     }
 
     /// All of them, in the order in which they came.

@@ -185,6 +185,10 @@ impl Monitor {
                 Answer::Done {}
             }
             Command::GrowDisk { device } => self.grow_disk(&device)?,
+            Command::SetDiskRates(rates) => {
+                self.machine()?.devices().set_disk_rates(rates);
+                Answer::DiskRates(rates)
+            }
             Command::VsockListen { port, fd } => {
                 let socket = fds.take("vsock listener", fd, Kind::Socket)?;
                 self.listen(port, socket)?;
@@ -254,6 +258,7 @@ impl Monitor {
             go_monotonic_nsec: self.go_monotonic_nsec,
             cpus: self.machine.as_ref().map(Machine::cpu_status),
             memory: self.machine.as_ref().map(Machine::memory_status),
+            disk_rates: self.machine.as_ref().map(|machine| machine.devices().disk_rates()),
         }
     }
 

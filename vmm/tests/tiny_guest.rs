@@ -11,8 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use lathe_vmm::control::wire::{
-    Answer, Command, CpuStatus, DiskConfig, Event, ExitReason, MachineConfig, OnPanic, OnReboot, Phase,
-    Refusal, Status,
+    Answer, Command, CpuStatus, DiskConfig, DiskRates, Event, ExitReason, MachineConfig, OnPanic, OnReboot,
+    Phase, Refusal, Status,
 };
 use lathe_vmm::monitor::Monitor;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -92,6 +92,7 @@ fn define_with(kernel: &[u8], change: impl FnOnce(&mut MachineConfig)) -> Option
         cmdline: "hello".to_owned(),
         console: Some(2),
         disks: vec![],
+        disk_rates: DiskRates::default(),
         nics: vec![],
         vsock: None,
         rng: true,

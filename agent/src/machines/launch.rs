@@ -16,7 +16,8 @@ use std::sync::Arc;
 use lathe_cgroup::{Bytes, CpuPatch, MachineTree, MemoryPatch, MilliCpu, Patch};
 use lathe_vmm::control::definition::MAX_MEMORY;
 use lathe_vmm::control::wire::{
-    Answer, Command, DiskConfig, FdIndex, MachineConfig, NicConfig, OnPanic, OnReboot, Phase, VsockConfig,
+    Answer, Command, DiskConfig, DiskRates, FdIndex, MachineConfig, NicConfig, OnPanic, OnReboot, Phase,
+    VsockConfig,
 };
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -187,6 +188,7 @@ async fn define(
         cmdline: cmdline(core, record, memory_max_bytes > record.desired.memory_bytes),
         console: Some(console),
         disks,
+        disk_rates: DiskRates::default(),
         nics,
         vsock: Some(VsockConfig { cid: record.cid, listener: Some(listener) }),
         rng: true,

@@ -275,6 +275,7 @@ fn carry_out(
             go_monotonic_nsec: 1,
             cpus: told.cpus.clone(),
             memory: told.memory,
+            disk_rates: None,
         })),
         (
             command @ (Command::PrepareCpus { .. }

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 
 use lathe_vmm::control::server::Server;
 use lathe_vmm::control::wire::{
-    Command, DiskConfig, FdIndex, MachineConfig, NicConfig, OnReboot, VsockConfig,
+    Command, DiskConfig, DiskRates, FdIndex, MachineConfig, NicConfig, OnReboot, VsockConfig,
 };
 use lathe_vmm::monitor::Monitor;
 use lathe_vmm::sandbox::Extra;
@@ -184,6 +184,7 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
         cmdline: options.cmdline.clone(),
         console,
         disks,
+        disk_rates: DiskRates::default(),
         nics,
         vsock,
         rng: true,

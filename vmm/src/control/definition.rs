@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 
-use super::wire::{DiskConfig, FdIndex, MachineConfig, NicConfig, OnPanic, OnReboot, Refusal};
+use super::wire::{DiskConfig, DiskRates, FdIndex, MachineConfig, NicConfig, OnPanic, OnReboot, Refusal};
 use crate::arch::x86_64::layout::{CMDLINE_MAX, MIB};
 use crate::pci::SLOTS;
 
@@ -67,6 +67,8 @@ pub struct Devices {
     pub vsock: Option<Vsock>,
     /// Entropy.
     pub rng: bool,
+    /// What all disks together may do.
+    pub disk_rates: DiskRates,
 }
 
 /// A machine as it shall be, with everything it is made from.
@@ -324,6 +326,7 @@ impl Definition {
             nics: take_nics(config, &mut fds)?,
             vsock,
             rng: config.rng,
+            disk_rates: config.disk_rates,
         };
         Ok(Self {
             kvm,
@@ -369,6 +372,7 @@ mod tests {
             cmdline: String::new(),
             console: None,
             disks: vec![],
+            disk_rates: DiskRates::default(),
             nics: vec![],
             vsock: None,
             rng: false,

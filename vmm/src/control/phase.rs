@@ -26,6 +26,7 @@ pub fn after(phase: Phase, command: &Command) -> Result<Phase, Refusal> {
         Command::AttachNic(_) => ("attach_nic", &[Ready, Running, Paused], phase),
         Command::Detach { .. } => ("detach", &[Ready, Running, Paused], phase),
         Command::GrowDisk { .. } => ("grow_disk", &[Ready, Running, Paused], phase),
+        Command::SetDiskRates(_) => ("set_disk_rates", &[Ready, Running, Paused], phase),
         Command::Stats {} => ("stats", &[Ready, Running, Paused], phase),
         Command::ConsoleTail {} => ("console_tail", &[Ready, Running, Paused], phase),
         Command::VsockListen { .. } => ("vsock_listen", &[Defined, Ready, Running, Paused], phase),

@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 
 /// The protocol version that this build speaks. 2 added [`Command::PrepareCpus`], [`Command::SetCpus`], [`Command::SetPlugged`],
 /// [`Command::SetBalloon`], [`Command::AttachDisk`], [`Command::AttachNic`], [`Command::Detach`], [`Command::GrowDisk`], their answers
-/// and events, the dormant parts of [`MachineConfig`], [`MachineConfig::on_panic`] and what is said of panics.
-pub const VERSION: u32 = 2;
+/// and events, the dormant parts of [`MachineConfig`], [`MachineConfig::on_panic`] and what is said of panics. 3 added
+/// [`Command::SetDiskRates`], [`MachineConfig::disk_rates`] and [`Status::disk_rates`].
+pub const VERSION: u32 = 3;
 /// Oldest protocol version that this build still understands.
 pub const OLDEST_VERSION: u32 = 1;
 /// Longest message in bytes, both ways.
@@ -130,6 +131,9 @@ pub enum Command {
         /// `block0`, …
         device: String,
     },
+    /// Changes how much all disks together may do, from the next request on; also of disks that come later. Answers with
+    /// [`Answer::DiskRates`]. `Ready`, `Running`, `Paused`. Since version 3.
+    SetDiskRates(DiskRates),
     /// Replaces where the console goes (a stream socket, pty or pipe). Any phase from `Defined` on. `None` only keeps the ring of
     /// the last output.
     ConsoleAttach {
@@ -176,6 +180,8 @@ pub enum Answer {
         /// Bytes.
         bytes: u64,
     },
+    /// To [`Command::SetDiskRates`]: what is in force now.
+    DiskRates(DiskRates),
     /// To [`Command::Status`].
     Status(Status),
     /// To [`Command::Stats`].
@@ -253,6 +259,9 @@ pub struct MachineConfig {
     /// Block devices, in PCI order: /dev/vda, /dev/vdb, …
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
+    /// How much all disks together may do. Since version 3, and not sent to older ones when it is unlimited.
+    #[serde(default, skip_serializing_if = "DiskRates::is_unlimited")]
+    pub disk_rates: DiskRates,
     /// Network devices.
     #[serde(default)]
     pub nics: Vec<NicConfig>,
@@ -311,6 +320,24 @@ pub struct DiskConfig {
     /// What the guest reads as the disk's serial, at most 20 bytes of ASCII.
     #[serde(default)]
     pub serial: String,
+}
+
+/// How much all disks of a machine may do together. Every read, write, flush, discard and write-zeroes is one operation as the guest
+/// sends it; bytes are those read, written and zeroed. Requests wait for their time in the order in which they come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskRates {
+    /// Operations per second; 0 is unlimited.
+    pub iops: u64,
+    /// Bytes per second; 0 is unlimited.
+    pub bytes_per_sec: u64,
+}
+
+impl DiskRates {
+    /// Neither is limited.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// One virtio-net device.
@@ -441,6 +468,9 @@ pub struct Status {
     /// Memory, once started. Since version 2.
     #[serde(default)]
     pub memory: Option<MemoryStatus>,
+    /// What its disks may do, once started. Since version 3.
+    #[serde(default)]
+    pub disk_rates: Option<DiskRates>,
 }
 
 /// The vCPUs of a machine.

@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::super::iovecs::IoVecs;
 use super::backend::Backend;
 use super::request::Request;
+use super::throttle::Alarm;
 
 /// Pieces of guest memory that a free slot keeps room for.
 const KEPT_PIECES: usize = 16;
@@ -117,13 +118,15 @@ fn restrictions() -> [Restriction; 9] {
 /// The ring and its slots.
 ///
 /// No ring can be made once the process is filtered, so one for a disk to come is made before, without a file and slots:
-/// then it takes some memory of the kernel's and nearly none of ours. A disk that goes gives its ring back.
+/// then it takes some memory of the kernel's and nearly none of ours. The same holds for the timer that its disk waits with. A disk that
+/// goes gives its ring back.
 pub struct Engine {
     ring: IoUring,
     capacity: u16,
     slots: Vec<Slot>,
     free: Vec<u16>,
     completed: EventFd,
+    alarm: Alarm,
     bounces: usize,
 }
 
@@ -136,12 +139,13 @@ impl Engine {
     pub fn new(capacity: u16) -> io::Result<Self> {
         let ring = IoUring::builder().dontfork().setup_r_disabled().build(u32::from(capacity))?;
         let completed = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let alarm = Alarm::new()?;
         let submitter = ring.submitter();
         submitter.register_eventfd(completed.as_raw_fd())?;
         submitter.register_files(&[NO_FILE])?;
         submitter.register_restrictions(&mut restrictions())?;
         submitter.register_enable_rings()?;
-        Ok(Self { ring, capacity, slots: Vec::new(), free: Vec::new(), completed, bounces: 0 })
+        Ok(Self { ring, capacity, slots: Vec::new(), free: Vec::new(), completed, alarm, bounces: 0 })
     }
 
     /// Serves the file `fd` from now on.
@@ -170,6 +174,11 @@ impl Engine {
     /// Readable when something has completed.
     pub fn completed(&self) -> &EventFd {
         &self.completed
+    }
+
+    /// Goes off when the next request is due.
+    pub fn alarm(&mut self) -> &mut Alarm {
+        &mut self.alarm
     }
 
     /// Whether another request fits.

@@ -8,13 +8,18 @@
 //! guest's buffers. A flush is fdatasync(2) and is answered when that has returned; without VIRTIO_BLK_F_FLUSH every write
 //! is durable (RWF_DSYNC) before its answer (5.2.6.2). Requests may complete in any order.
 //!
+//! Where a machine has rates, a request is not taken from the queue before its slot in time (`pace`): meanwhile the queue is not looked
+//! at, and a timer wakes the device. What waits is the driver's still, so that a reset has nothing to give back.
+//!
 //! A request that makes no sense gets an error as its answer; a chain in which no answer fits stops the device.
 
 mod backend;
 mod engine;
+mod pace;
 mod request;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -27,6 +32,8 @@ pub use self::backend::BlockError;
 pub use self::engine::{Engine, REGISTER_FILES_UPDATE};
 use self::engine::{Finished, Job};
 use self::request::{HEADER_BYTES, Limits, MAX_RANGE_SECTORS, MAX_RANGES, Request, Status};
+use self::throttle::Place;
+pub use self::throttle::Throttle;
 use super::chain::{Chain, ChainError, Half};
 use super::served::ServedQueue;
 use super::{
@@ -58,20 +65,27 @@ const VIRTIO_BLK_F_WRITE_ZEROES: u64 = 1 << 14;
 const TOKEN_QUEUE: u32 = 0;
 /// Token of the completions.
 const TOKEN_COMPLETED: u32 = 1;
+/// Token of the timer that tells when the next request is due.
+const TOKEN_DUE: u32 = 2;
 
 const CONFIG_BYTES: usize = 60;
 
-/// The watch on completions; ends when dropped.
+/// The watch on a descriptor; ends when dropped.
 struct Watched {
     fd: RawFd,
     watcher: Watcher,
 }
 
 impl Watched {
-    fn new(engine: &Engine, watcher: Watcher) -> std::io::Result<Self> {
-        let fd = engine.completed().as_raw_fd();
-        watcher.add(fd, TOKEN_COMPLETED, EventSet::IN)?;
-        Ok(Self { fd, watcher })
+    fn new(fd: RawFd, token: u32, watcher: &Watcher) -> std::io::Result<Self> {
+        watcher.add(fd, token, EventSet::IN)?;
+        Ok(Self { fd, watcher: watcher.clone() })
+    }
+
+    /// Completions and the timer.
+    fn both(engine: &mut Engine, watcher: &Watcher) -> std::io::Result<[Self; 2]> {
+        let (completed, alarm) = (engine.completed().as_raw_fd(), engine.alarm().fd());
+        Ok([Self::new(completed, TOKEN_COMPLETED, watcher)?, Self::new(alarm, TOKEN_DUE, watcher)?])
     }
 }
 
@@ -89,14 +103,18 @@ struct Running {
     write_through: bool,
     /// Everything available had been taken at last look; otherwise completions make room for more.
     starved: bool,
-    completed: Watched,
+    /// Where the rates of the machine are asked.
+    place: Place,
+    watched: [Watched; 2],
 }
 
 impl Running {
     /// Ends it; when it returns, nothing is in flight.
     fn end(self) -> Engine {
-        let Self { mut engine, queue, completed, .. } = self;
-        drop((queue, completed));
+        let Self { mut engine, queue, place, watched, .. } = self;
+        drop((queue, place, watched));
+        engine.alarm().went_off();
+        engine.alarm().rest();
         engine.drain();
         engine
     }
@@ -121,6 +139,7 @@ pub struct Block {
     config: [u8; CONFIG_BYTES],
     running: Option<Running>,
     chain: Chain,
+    throttle: Arc<Throttle>,
     stats: DiskStats,
 }
 
@@ -179,8 +198,22 @@ impl Block {
             config,
             running: None,
             chain: Chain::default(),
+            throttle: Arc::default(),
             stats: DiskStats::default(),
         })
+    }
+
+    /// The same disk within the rates of `throttle`, which other disks may share. Before its driver starts it.
+    #[must_use]
+    pub fn within(self, throttle: &Arc<Throttle>) -> Self {
+        Self { throttle: throttle.clone(), ..self }
+    }
+
+    /// The rates are others than before: what waits is looked at again.
+    pub fn rates_changed(&self) {
+        if let Some(running) = &self.running {
+            running.queue.look_again();
+        }
     }
 
     /// Size of the disk in bytes.
@@ -216,7 +249,14 @@ impl Block {
         for _ in 0..running.queue.size() {
             if !running.engine.has_room() {
                 running.starved = true;
+                running.place.leave();
                 break;
+            }
+            if let Err(at) = running.place.ask() {
+                if !running.engine.alarm().set(at) {
+                    running.queue.look_again();
+                }
+                return Ok(());
             }
             if !running.queue.pop(&memory, &mut self.chain)? {
                 if running.queue.enable_notification(&memory)? {
@@ -246,6 +286,7 @@ impl Block {
             }
             Ok(request) => {
                 let status = chain.address_of(memory, Half::Writable, chain.writable_bytes() - 1)?;
+                running.place.take(request.moved_bytes());
                 let write_through = running.write_through;
                 let job = Job { head: chain.head(), status, request, write_through, memory: memory.clone() };
                 return running.engine.start(job, &self.backend, |pieces| match request {
@@ -293,6 +334,11 @@ impl Block {
                 if running.starved {
                     self.serve(running)?;
                 }
+            }
+            TOKEN_DUE => {
+                running.engine.alarm().went_off();
+                self.serve(running)?;
+                running.engine.alarm().rest();
             }
             _ => return Ok(()),
         }
@@ -392,14 +438,15 @@ impl VirtioDevice for Block {
         let Activation { memory, queues, features, interrupt, watcher } = activation;
         let queue = ServedQueue::new(queues.into_iter().next().flatten(), 0, &watcher, &interrupt)?;
         let write_through = features & VIRTIO_BLK_F_FLUSH == 0;
-        let Some(engine) = self.idle.take() else {
+        let Some(mut engine) = self.idle.take() else {
             return Err(ActivateError::Backend("the disk has gone".to_owned()));
         };
-        match Watched::new(&engine, watcher) {
-            Ok(completed) => {
-                let starved = false;
-                self.running =
-                    Some(Running { engine, queue, memory, interrupt, write_through, starved, completed });
+        match Watched::both(&mut engine, &watcher) {
+            Ok(watched) => {
+                let (starved, place) = (false, self.throttle.place());
+                let running =
+                    Running { engine, queue, memory, interrupt, write_through, starved, place, watched };
+                self.running = Some(running);
                 Ok(())
             }
             Err(error) => {

@@ -72,6 +72,16 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Bytes that count for a rate: what is read and written, zeroes too, which the storage may have to write. A discard moves none.
+    pub fn moved_bytes(&self) -> u64 {
+        match self {
+            Self::Read { len, .. } | Self::Write { len, .. } | Self::WriteZeroes { len, .. } => *len,
+            Self::Flush | Self::GetId | Self::Discard { .. } => 0,
+        }
+    }
+}
+
 /// What the rules depend on.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {

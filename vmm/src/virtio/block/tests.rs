@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::super::testing::{Bench, Buffer};
 use super::*;
+use crate::control::wire::DiskRates;
 
 const DISK_BYTES: u64 = 1 << 20;
 const FLUSHED: u64 = VIRTIO_BLK_F_FLUSH;
@@ -436,4 +437,105 @@ fn a_closed_disk_gives_its_ring_to_the_next_one() {
     assert_eq!(Bench::new(next, FLUSHED).ask(0, 0, &[], 512), (0, 513, vec![0; 512]));
     let error = Block::with_spare("block3", OwnedFd::from(other), false, "", &mut spares);
     assert!(error.is_err_and(|e| e.to_string().contains("block3: no ring is left")));
+}
+
+/// A disk within rates that others may share.
+fn paced(throttle: &Arc<Throttle>) -> Bench<Block> {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(DISK_BYTES).unwrap();
+    let block = Block::new("block0", file.into(), false, "").unwrap_or_else(|error| panic!("{error}"));
+    Bench::new(block.within(throttle), FLUSHED)
+}
+
+/// After the first request that moves anything, the next is due in hours.
+const ONE_BYTE: DiskRates = DiskRates { iops: 0, bytes_per_sec: 1 };
+
+impl Bench<Block> {
+    /// Offers a read of 4 KiB and handles what is ready.
+    fn offer_read(&mut self) {
+        let queue = &mut self.queues[0];
+        let chain = [queue.readable(&header(0, 8)), queue.writable(4096), queue.writable(1)];
+        queue.push(&chain);
+        self.kick(0);
+    }
+
+    fn set_rates(&mut self, throttle: &Throttle, rates: DiskRates) {
+        throttle.set(rates);
+        self.device.rates_changed();
+    }
+}
+
+#[test]
+fn a_request_waits_for_its_time_and_goes_when_the_rate_is_another() {
+    let throttle = Arc::default();
+    let mut bench = paced(&throttle);
+    throttle.set(ONE_BYTE);
+    assert_eq!(bench.ask(8, 0, &[], 20).0, 0);
+    assert_eq!(bench.ask(77, 0, &[], 0).0, 2);
+    // Neither the serial nor a refusal was paid for.
+    assert_eq!(bench.ask(0, 8, &[], 4096).0, 0);
+    for _ in 0..3 {
+        bench.offer_read();
+    }
+    // It settles: what waits is not looked at, also by a driver that notifies all the time.
+    for _ in 0..100 {
+        bench.kick(0);
+    }
+    assert_eq!((bench.queues[0].used().len(), in_flight(&bench), bench.turn()), (0, 0, 0));
+    bench.set_rates(&throttle, DiskRates::default());
+    assert_eq!(bench.until_used(0, 3).len(), 3);
+    assert_eq!(bench.interrupts.broken(), None);
+}
+
+#[test]
+fn all_that_waits_goes_by_itself_whatever_it_is() {
+    let throttle = Arc::default();
+    let mut bench = paced(&throttle);
+    throttle.set(DiskRates { iops: 200, bytes_per_sec: 100 << 20 });
+    let queue = &mut bench.queues[0];
+    for _ in 0..3 {
+        let read = [queue.readable(&header(0, 8)), queue.writable(4096), queue.writable(1)];
+        queue.push(&read);
+        let write = [queue.readable(&header(1, 16)), queue.readable(&[5; 4096]), queue.writable(1)];
+        queue.push(&write);
+        for kind in [11, 13] {
+            let change = [queue.readable(&header(kind, 0)), queue.readable(&range(64, 8, 0))];
+            let status = queue.writable(1);
+            queue.push(&[change[0], change[1], status]);
+        }
+        let flush = [queue.readable(&header(4, 0)), queue.writable(1)];
+        queue.push(&flush);
+    }
+    bench.kick(0);
+    assert_eq!(bench.until_used(0, 15).len(), 15);
+    let stats = bench.disk_stats();
+    assert_eq!((stats.reads, stats.writes, stats.flushes, stats.discards, stats.errors), (3, 3, 3, 6, 0));
+    // Nothing is left that would wake the device.
+    bench.settle();
+}
+
+#[test]
+fn a_reset_forgets_what_waits_and_what_others_may_do_is_as_before() {
+    let throttle: Arc<Throttle> = Arc::default();
+    let (mut one, mut other) = (paced(&throttle), paced(&throttle));
+    throttle.set(ONE_BYTE);
+    assert_eq!(one.ask(0, 8, &[], 4096).0, 0);
+    other.offer_read();
+    one.offer_read();
+    for _ in 0..3 {
+        other.restart(FLUSHED);
+        assert_eq!(other.queues[0].used().len(), 0);
+        other.offer_read();
+        assert_eq!(other.queues[0].used().len(), 0, "a reset buys no time");
+    }
+    // It was in front of the line, and goes.
+    let ring = other.device.close().unwrap();
+    one.set_rates(&throttle, DiskRates { iops: 1_000_000, bytes_per_sec: 1 << 40 });
+    one.until_used(0, 1);
+    // Its timer does not wake the disk that gets its ring.
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(DISK_BYTES).unwrap();
+    let block = Block::with_spare("block2", file.into(), false, "", &mut vec![ring]).unwrap();
+    let mut next = Bench::new(block.within(&throttle), FLUSHED);
+    assert_eq!((next.ask(0, 8, &[], 512).0, next.turn()), (0, 0));
 }
