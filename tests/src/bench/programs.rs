@@ -52,3 +52,11 @@ pub fn guest() -> Result<PathBuf> {
 pub fn hand() -> Result<PathBuf> {
     build("lathe-tests", "hand", true)
 }
+
+/// Builds the static `hostile`, which a guest runs against its own monitor, and returns where it is.
+///
+/// # Errors
+/// It does not build.
+pub fn hostile() -> Result<PathBuf> {
+    build("lathe-tests", "hostile", true)
+}

@@ -5,6 +5,7 @@ mod cluster;
 mod devices;
 mod elastic;
 mod exactness;
+mod hostile;
 mod hotplug;
 mod jail;
 mod machines;
@@ -28,6 +29,7 @@ const GROUPS: &[Group] = &[
     elastic::GROUP,
     hotplug::GROUP,
     devices::GROUP,
+    hostile::GROUP,
     machines::GROUP,
     mistakes::GROUP,
     jail::GROUP,

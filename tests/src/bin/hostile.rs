@@ -1,0 +1,207 @@
+//! `hostile SECONDS SEED`: a guest that lies. As root in a Linux guest it goes past the drivers: random and half-right writes to the virtio
+//! registers (queues anywhere in memory, statuses in any order, doorbells), to configuration space (BARs that move, MSI-X that leads
+//! nowhere) and to the ports of vCPU and slot hot-plug; whatever it reads it writes back elsewhere. What becomes of the guest is its own
+//! matter.
+//!
+//! Registers: virtio 1.2, section 4.1.4; ports: `layout.rs` of the monitor.
+
+use std::arch::asm;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+
+const VENDOR_VIRTIO: &str = "0x1af4";
+const CAPABILITY_VENDOR: u8 = 9;
+/// vCPU registers, slot registers, pvpanic, EVENTS of the power registers. The way to switch off is left out: that would be allowed.
+const PORTS: [(u16, u16); 4] = [(0x640, 0x48), (0x6a0, 0x0c), (0x505, 1), (0x604, 4)];
+/// Below this lie most guests' memory and everything that a queue may be said to be in.
+const ADDRESSES: u64 = 1 << 30;
+
+/// splitmix64.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut value = self.0;
+        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        value ^ (value >> 31)
+    }
+
+    fn below(&mut self, most: u64) -> u64 {
+        self.next() % most.max(1)
+    }
+}
+
+/// One virtio function: its configuration space and BAR 0.
+struct Function {
+    config: File,
+    bar: *mut u8,
+    length: u64,
+    /// Offsets of common and notification registers in the BAR.
+    common: u64,
+    notify: u64,
+    replay: u32,
+}
+
+impl Function {
+    fn open(folder: &Path) -> io::Result<Option<Self>> {
+        if fs::read_to_string(folder.join("vendor"))?.trim() != VENDOR_VIRTIO {
+            return Ok(None);
+        }
+        let both = |name: &str| File::options().read(true).write(true).open(folder.join(name));
+        let (config, resource) = (both("config")?, both("resource0")?);
+        let length = resource.metadata()?.len();
+        // SAFETY: a new mapping of an open file; nothing of Rust lies in it, and it is never unmapped.
+        let bar = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                resource.as_raw_fd(),
+                0,
+            )
+        };
+        if bar == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let (mut common, mut notify) = (0, 0);
+        let mut space = [0; 256];
+        config.read_exact_at(&mut space, 0)?;
+        let mut at = usize::from(space[0x34]);
+        while at != 0 && at < 240 {
+            if space[at] == CAPABILITY_VENDOR {
+                let offset =
+                    u32::from_le_bytes([space[at + 8], space[at + 9], space[at + 10], space[at + 11]]);
+                match space[at + 3] {
+                    1 => common = u64::from(offset),
+                    2 => notify = u64::from(offset),
+                    _ => {}
+                }
+            }
+            at = usize::from(space[at + 1]);
+        }
+        Ok(Some(Self { config, bar: bar.cast(), length, common, notify, replay: 0 }))
+    }
+
+    fn write(&mut self, offset: u64, bytes: u64, value: u64) {
+        let offset = offset % (self.length - 8);
+        // SAFETY: within the mapping, whose length is that of the file.
+        let place = unsafe { self.bar.add(offset as usize) };
+        match bytes {
+            // SAFETY: as above; 8 bytes fit there, and the device behind it takes any width and alignment.
+            1 => unsafe { asm!("mov [{}], {}", in(reg) place, in(reg_byte) value as u8) },
+            // SAFETY: likewise.
+            2 => unsafe { asm!("mov [{}], {:x}", in(reg) place, in(reg) value as u16) },
+            // SAFETY: likewise.
+            4 => unsafe { asm!("mov [{}], {:e}", in(reg) place, in(reg) value as u32) },
+            // SAFETY: likewise.
+            _ => unsafe { asm!("mov [{}], {}", in(reg) place, in(reg) value) },
+        }
+        let read: u32;
+        // SAFETY: likewise.
+        unsafe { asm!("mov {:e}, [{}]", out(reg) read, in(reg) place) };
+        // It goes somewhere else the next time.
+        self.replay ^= read;
+    }
+
+    /// A queue set up almost as a driver does, in memory that holds something else.
+    fn set_up(&mut self, dice: &mut Dice) {
+        let common = self.common;
+        for status in [0, 1, 3] {
+            self.write(common + 0x14, 1, status);
+        }
+        for select in [0, 1] {
+            self.write(common + 0x08, 4, select);
+            self.write(common + 0x0c, 4, if dice.below(2) == 0 { u64::MAX } else { select });
+        }
+        self.write(common + 0x14, 1, 11);
+        for queue in 0..dice.below(4) {
+            self.write(common + 0x16, 2, queue);
+            self.write(common + 0x18, 2, 1 << dice.below(9));
+            self.write(common + 0x1a, 2, dice.below(5));
+            for ring in [0x20, 0x28, 0x30] {
+                let address = dice.below(ADDRESSES) & !0xfff;
+                self.write(common + ring, 4, address);
+                self.write(common + ring + 4, 4, u64::from(dice.below(16) == 0));
+            }
+            self.write(common + 0x1c, 2, 1);
+        }
+        self.write(common + 0x14, 1, 15);
+        self.ring(dice);
+    }
+
+    fn ring(&mut self, dice: &mut Dice) {
+        for _ in 0..=dice.below(200) {
+            let queue = dice.below(4);
+            self.write(self.notify + queue * 4, 2, queue);
+        }
+    }
+
+    fn act(&mut self, dice: &mut Dice) {
+        let (offset, value) = (dice.next(), dice.next() ^ u64::from(self.replay));
+        match dice.below(16) {
+            0 => self.set_up(dice),
+            1..=4 => self.ring(dice),
+            5..=8 => self.write(self.common + offset % 64, 1 << dice.below(4), value),
+            9 => {
+                let at = [0x04, 0x10, 0x10, 0x3c, offset % 256][dice.below(5) as usize];
+                // What may not be written is not.
+                let _ = self.config.write_all_at(&value.to_le_bytes()[..1 << dice.below(3)], at);
+                // Without decoding nothing more would arrive.
+                let _ = self.config.write_all_at(&[6, 0], 4);
+            }
+            _ => self.write(offset, 1 << dice.below(4), value),
+        }
+    }
+}
+
+fn port_write(port: u16, bytes: u64, value: u64) {
+    let (port, value) = (port, value as u32);
+    match bytes {
+        // SAFETY: iopl(3) is in force, and none of the ports reaches memory.
+        1 => unsafe { asm!("out dx, al", in("dx") port, in("eax") value) },
+        // SAFETY: likewise.
+        2 => unsafe { asm!("out dx, ax", in("dx") port, in("eax") value) },
+        // SAFETY: likewise.
+        _ => unsafe { asm!("out dx, eax", in("dx") port, in("eax") value) },
+    }
+}
+
+fn main() -> io::Result<()> {
+    let mut words = std::env::args().skip(1).map(|word| word.parse::<u64>().map_err(io::Error::other));
+    let seconds = words.next().unwrap_or(Ok(10))?;
+    let mut dice = Dice(words.next().unwrap_or(Ok(1))?);
+    let folders: Vec<PathBuf> =
+        fs::read_dir("/sys/bus/pci/devices")?.flatten().map(|entry| entry.path()).collect();
+    let mut functions = Vec::new();
+    for folder in folders {
+        functions.extend(Function::open(&folder)?);
+    }
+    // SAFETY: raises this process's I/O privilege, nothing else.
+    if unsafe { libc::iopl(3) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    println!("hostile: {} functions", functions.len());
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut acts = 0_u64;
+    while Instant::now() < end {
+        acts += 1;
+        if dice.below(8) == 0 {
+            let (first, length) = PORTS[dice.below(PORTS.len() as u64) as usize];
+            port_write(first + dice.below(u64::from(length)) as u16, 1 << dice.below(3), dice.next());
+        } else if !functions.is_empty() {
+            let index = dice.below(functions.len() as u64) as usize;
+            functions[index].act(&mut dice);
+        }
+    }
+    println!("hostile: {acts} acts");
+    Ok(())
+}
