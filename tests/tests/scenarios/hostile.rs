@@ -59,7 +59,7 @@ fn a_guest_that_lies_gets_nowhere(hosts: &Hosts) {
     host.push(&program, "/root/kit/hostile");
     let seed = u64::from(std::process::id());
     for (round, kernel) in (0..).zip(["6.1", "6.12"]) {
-        // The guest brings it along on a disk.
+        // The guest brings it along on a disk; without iomem=relaxed its kernel would keep it from the registers of its drivers.
         host.run("cp /root/kit/hostile /root/hostile.raw && truncate -s 16M /root/hostile.raw && truncate -s 64M /root/victim.raw").expect_ok();
         let machine = Machine::boot(
             &host,
@@ -67,7 +67,7 @@ fn a_guest_that_lies_gets_nowhere(hosts: &Hosts) {
             "bzImage",
             &format!(
                 "--memory {GRANT_MIB}M --memory-max 448M --cpus 1 --cpus-max 4 --balloon --hotplug-slots 2 --disk /root/hostile.raw \
-                 --disk /root/victim.raw --cmdline 'console=ttyS0 quiet panic=5'"
+                 --disk /root/victim.raw --cmdline 'console=ttyS0 quiet panic=5 iomem=relaxed'"
             ),
         );
         machine.shell("cat /dev/vda >/tmp/hostile && chmod 755 /tmp/hostile").expect_ok();
