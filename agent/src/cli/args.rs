@@ -156,7 +156,7 @@ pub struct RunArgs {
     /// Bandwidth each way (40mbit), or none for no network card
     #[arg(long, value_name = "RATE|none", value_parser = net)]
     pub net: Option<Net>,
-    /// I/O operations per second (300iops)
+    /// I/O operations per second of all its disks together (300iops) [default: unlimited]
     #[arg(long, value_name = "IOPS")]
     pub iops: Option<Iops>,
     /// Boot this imported image
@@ -307,7 +307,7 @@ pub struct ResizeArgs {
     /// Bandwidth each way: 40mbit, +10%, or unlimited
     #[arg(long, value_name = "CHANGE|unlimited", allow_hyphen_values = true, value_parser = limit::<BitRate>)]
     pub net: Option<Limit<BitRate>>,
-    /// I/O operations per second: 300iops, +10%, or unlimited
+    /// I/O operations per second of all its disks together: 300iops, +10%, or unlimited
     #[arg(long, value_name = "CHANGE|unlimited", allow_hyphen_values = true, value_parser = limit::<Iops>)]
     pub iops: Option<Limit<Iops>>,
     /// Show what would be done, change nothing

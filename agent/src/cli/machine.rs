@@ -211,27 +211,28 @@ pub async fn list(client: &Client, json: bool, args: &ListArgs) -> Verdict {
 }
 
 fn list_table(machines: &[MachineView]) -> String {
-    let mut table = Table::new(&[
-        "NAME",
-        "STATE",
-        "CPU used/grant",
-        "MEMORY used/grant",
-        "NET",
-        "VCPUS",
-        "ADDRESS",
-        "UP",
-    ]);
+    // Most hosts limit no disks.
+    let iops = machines.iter().any(|view| view.iops.desired > 0 || view.iops.actual > 0);
+    let mut titles = vec!["NAME", "STATE", "CPU used/grant", "MEMORY used/grant", "NET"];
+    titles.extend(iops.then_some("IOPS"));
+    titles.extend(["VCPUS", "ADDRESS", "UP"]);
+    let mut table = Table::new(&titles);
     for view in machines {
-        table.row(vec![
+        let mut row = vec![
             view.name.clone(),
             output::state(view.state).to_owned(),
             output::cpu_cell(&view.cpu),
             output::memory_cell(&view.memory),
             if view.mac.is_empty() { String::new() } else { output::rate(view.net.granted) },
+        ];
+        let limited = Some(view.iops.granted).filter(|iops| *iops > 0);
+        row.extend(iops.then(|| limited.map(|iops| iops.to_string()).unwrap_or_default()));
+        row.extend([
             view.vcpus.to_string(),
             view.addresses.first().cloned().unwrap_or_default(),
             view.uptime_sec.map(output::duration).unwrap_or_default(),
         ]);
+        table.row(row);
     }
     table.render()
 }
@@ -259,7 +260,7 @@ fn show_text(view: &MachineView) -> String {
             [
                 vec![label.to_owned()],
                 cells.to_vec(),
-                vec![if label == "iops" { amounts.used.to_string() } else { show(amounts.used) }],
+                vec![if label == "iops" { String::new() } else { show(amounts.used) }],
             ]
             .concat(),
         );
@@ -272,8 +273,8 @@ fn show_text(view: &MachineView) -> String {
             if bits == used && bits == 0 { BitRate(0).to_string() } else { output::rate(bits) }
         });
     }
-    if view.iops.desired > 0 {
-        row("iops", &view.iops, &|iops| iops.to_string());
+    if view.iops.desired > 0 || view.iops.actual > 0 {
+        row("iops", &view.iops, &output::iops);
     }
     text.push_str(&table.render().replacen('-', " ", 1));
     text.push_str(&format!("source    {}\n", view.source));
@@ -319,6 +320,7 @@ fn plan_text(plan: &PlanView) -> String {
             "cpu" => MilliCpu(amount).to_string(),
             "memory" | "disk" => Bytes(amount).to_string(),
             "net" => output::rate(amount),
+            "iops" => output::iops(amount),
             _ => amount.to_string(),
         };
         let amounts = if step.resource == "machine" {

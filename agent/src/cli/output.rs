@@ -116,6 +116,11 @@ pub fn rate(bit_per_sec: u64) -> String {
     if bit_per_sec == 0 { "unlimited".to_owned() } else { BitRate(bit_per_sec).to_string() }
 }
 
+/// `300`, `unlimited`.
+pub fn iops(iops: u64) -> String {
+    if iops == 0 { "unlimited".to_owned() } else { iops.to_string() }
+}
+
 /// State in words.
 pub fn state(state: MachineState) -> &'static str {
     match state {

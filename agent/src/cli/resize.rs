@@ -39,17 +39,31 @@ fn changed<T: Copy>(
     })
 }
 
+/// The same of a limit, where 0 is none: a change that leads to or from nothing would take a limit away, or leave it away.
+fn limited<T: Copy>(
+    what: &str,
+    limit: Limit<T>,
+    now: u64,
+    step: u64,
+    value: impl Fn(&T) -> u64,
+) -> Result<u64, Problem> {
+    let Limit::Change(change) = limit else { return Ok(0) };
+    let result = changed(what, change, now, step, value)?;
+    if matches!(change, Change::To(_)) || (now != 0 && result != 0) {
+        return Ok(result);
+    }
+    let message = if now == 0 {
+        format!("{what}: it is unlimited, and there is nothing to change by an amount")
+    } else {
+        format!("{what}: the change leads to nothing, which would be unlimited")
+    };
+    Err(Problem::new(Kind::BadRequest, "bad-amount", message)
+        .fix(format!("--{what} AMOUNT, or --{what} unlimited")))
+}
+
 fn resize_request(args: &ResizeArgs, now: &MachineView) -> Result<ResizeRequest, Problem> {
-    let net = |limit| match limit {
-        Limit::Unlimited => Ok(0),
-        Limit::Change(change) => {
-            changed("net", change, now.net.desired, RATE_SHARD.0, |rate: &BitRate| rate.0)
-        }
-    };
-    let iops = |limit| match limit {
-        Limit::Unlimited => Ok(0),
-        Limit::Change(change) => changed("iops", change, now.iops.desired, 1, |iops: &Iops| iops.0),
-    };
+    let net = |limit| limited("net", limit, now.net.desired, RATE_SHARD.0, |rate: &BitRate| rate.0);
+    let iops = |limit| limited("iops", limit, now.iops.desired, 1, |iops: &Iops| iops.0);
     let request = ResizeRequest {
         cpu_milli: args
             .cpu
@@ -257,8 +271,8 @@ fn resize_text(request: &ResizeRequest, before: &MachineView, after: &ResizeView
     if request.net_bit_per_sec.is_some() || (request.undo && before.net.actual != after.net.actual) {
         line("net", output::rate(before.net.actual), output::rate(after.net.actual));
     }
-    if request.iops.is_some() {
-        line("iops", before.iops.actual.to_string(), after.iops.actual.to_string());
+    if request.iops.is_some() || (request.undo && before.iops.actual != after.iops.actual) {
+        line("iops", output::iops(before.iops.actual), output::iops(after.iops.actual));
     }
     if !after.reason.is_empty() {
         text.push_str(&format!("  why     {}\n", after.reason));
@@ -277,6 +291,23 @@ fn resize_text(request: &ResizeRequest, before: &MachineView, after: &ResizeView
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_change_by_an_amount_takes_a_limit_away_or_makes_one() {
+        let iops = |text: &str, now| {
+            let limit = match text {
+                "unlimited" => Limit::Unlimited,
+                change => Limit::Change(change.parse().unwrap()),
+            };
+            limited("iops", limit, now, 1, |iops: &Iops| iops.0).map_err(|problem| problem.message)
+        };
+        assert_eq!(iops("300iops", 0), Ok(300));
+        assert_eq!(iops("+10%", 300), Ok(330));
+        assert_eq!(iops("unlimited", 300), Ok(0));
+        assert!(iops("+10%", 0).is_err_and(|message| message.contains("it is unlimited")));
+        assert!(iops("-300", 300).is_err_and(|message| message.contains("which would be unlimited")));
+        assert!(iops("-301", 300).is_err_and(|message| message.contains("below zero")));
+    }
 
     #[test]
     fn the_line_to_apply_a_plan_can_be_pasted() {

@@ -37,6 +37,8 @@ use crate::problem::{Kind, Problem};
 pub const OVERHEAD_BYTES: u64 = 64 << 20;
 /// Most threads of a monitor: vCPUs, devices, io_uring workers.
 const PIDS_MAX: u64 = 256;
+/// First protocol version of monitors that can limit disks.
+const DISK_RATES_VERSION: u32 = 3;
 /// Where distributions keep kernels and their initial RAM disks.
 const BOOT: &str = "/boot";
 /// Static busybox of Debian's busybox-static, for a shell in the built-in guest.
@@ -113,11 +115,15 @@ pub async fn launch(core: &Core, record: &Record, console: &Arc<Console>) -> Res
     let name = record.name.as_str();
     // Whatever can be missing is looked for before anything is started.
     let mut handover = Handover::default();
-    let (config, ours) = define(core, record, &mut handover).await?;
+    let (mut config, ours) = define(core, record, &mut handover).await?;
     let launched = core.launcher.launch(name).await?;
     let failed = |what: &'static str| move |error| monitor_problem(name, what, error);
     let (monitor, notices) = Monitor::connect(&launched.socket).map_err(failed("connecting to it"))?;
     let phase = monitor.hello().await.map_err(failed("greeting it"))?;
+    if monitor.version() < DISK_RATES_VERSION {
+        // It would refuse what it does not know; that its disks are not limited is said by the machine's shape.
+        config.disk_rates = DiskRates::default();
+    }
     if phase != Phase::Empty {
         let message = format!("{name}: its new monitor is already in phase {phase:?}");
         return Err(Problem::new(Kind::Internal, "launch-failed", message));
@@ -188,7 +194,7 @@ async fn define(
         cmdline: cmdline(core, record, memory_max_bytes > record.desired.memory_bytes),
         console: Some(console),
         disks,
-        disk_rates: DiskRates::default(),
+        disk_rates: DiskRates { iops: record.desired.iops, bytes_per_sec: 0 },
         nics,
         vsock: Some(VsockConfig { cid: record.cid, listener: Some(listener) }),
         rng: true,

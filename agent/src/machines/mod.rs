@@ -197,7 +197,7 @@ impl Machines {
     /// Changes a machine's shape; answers when that has ended, or the time to wait has.
     ///
     /// # Errors
-    /// `no-such-machine`, `revision`, `bad-amount`, `over-bound`, `…-over-capacity`, `not-yet`, `machine-busy`; then nothing changed.
+    /// `no-such-machine`, `revision`, `bad-amount`, `over-bound`, `…-over-capacity`, `machine-busy`; then nothing changed.
     pub async fn resize(
         &self,
         name: &str,

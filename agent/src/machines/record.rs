@@ -102,6 +102,9 @@ pub struct Back {
     pub memory_bytes: Option<u64>,
     /// bit/s.
     pub net_bit_per_sec: Option<u64>,
+    /// I/O operations per second.
+    #[serde(default)]
+    pub iops: Option<u64>,
 }
 
 /// What a monitor was started with.

@@ -125,3 +125,57 @@ fn a_change_for_a_time_goes_back_even_across_a_restart_of_lathed() {
     lathed.wait(lathed.machines.stop("demo", STOP)).unwrap();
     world.check(&lathed);
 }
+
+#[test]
+fn a_rate_of_disks_is_given_at_the_start_changed_while_it_runs_and_found_again() {
+    let world = World::new();
+    let lathed = world.lathed();
+    let rated = |iops| ResizeRequest { iops: Some(iops), ..Default::default() };
+    lathed.run(RunRequest { iops: Some(50), ..world.request("demo") }).unwrap();
+    let told = || world.launcher.monitor("demo").told(|told| told.disk_rates.unwrap().iops);
+    assert_eq!(world.launcher.monitor("demo").told(|told| told.config.as_ref().unwrap().disk_rates.iops), 50);
+    let view = lathed.show("demo").iops;
+    assert_eq!((view.desired, view.granted, view.actual), (50, 50, 50));
+    let plan = lathed.wait(lathed.machines.plan_resize("demo", &rated(500), None)).unwrap();
+    assert_eq!((plan.steps.len(), plan.steps[0].resource.as_str(), plan.steps[0].to), (1, "iops", 500));
+    assert_eq!(plan.steps[0].how, "all its disks together, at once");
+    let hour = ResizeRequest { for_sec: Some(1), ..rated(500) };
+    let faster = lathed.resize(&hour);
+    assert_eq!((faster.outcome, faster.iops.actual, told()), (ResizeOutcome::Applied, 500, 500));
+    assert_eq!(lathed.resize(&rated(500)).outcome, ResizeOutcome::Unchanged);
+    lathed.kill();
+    let lathed = world.lathed();
+    while lathed.show("demo").iops.actual != 50 {
+        std::thread::yield_now();
+    }
+    assert_eq!(told(), 50, "the time of the change is over");
+    let free = lathed.resize(&rated(0));
+    assert_eq!((free.outcome, free.iops.actual, told()), (ResizeOutcome::Applied, 0, 0));
+    let wrong = lathed.wait(lathed.machines.resize("demo", rated(1_000_000_001), None)).unwrap_err();
+    assert_eq!(wrong.code, "bad-amount");
+    world.check(&lathed);
+}
+
+#[test]
+fn an_older_monitor_cannot_limit_disks_and_that_is_said() {
+    let world = World::new();
+    *world.launcher.script.lock().unwrap() = Script { protocol: Some(2), ..Script::default() };
+    let lathed = world.lathed();
+    lathed.run(RunRequest { iops: Some(50), ..world.request("demo") }).unwrap();
+    let view = lathed.show("demo").iops;
+    assert_eq!((view.desired, view.actual), (50, 0), "it was not told what it does not know");
+    let asked = ResizeRequest { iops: Some(300), ..Default::default() };
+    let plan = lathed.wait(lathed.machines.plan_resize("demo", &asked, None)).unwrap();
+    assert_eq!(plan.steps[0].how, "at its next start");
+    let partial = lathed.resize(&asked);
+    assert_eq!(partial.outcome, ResizeOutcome::Partial);
+    assert!(
+        partial.reason.contains("older release") && partial.reason.contains("300 iops"),
+        "{}",
+        partial.reason
+    );
+    // The next monitor is a new one.
+    lathed.wait(lathed.machines.stop("demo", STOP)).unwrap();
+    *world.launcher.script.lock().unwrap() = Script::default();
+    assert_eq!(lathed.wait(lathed.machines.start_machine("demo")).unwrap().iops.actual, 300);
+}

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use lathe_cgroup::{Bytes as CgroupBytes, MachineTree, MemoryPatch, MemoryUsage, Patch};
 use lathe_guest::protocol::Request as GuestRequest;
-use lathe_shard::{BitRate, Bytes, MilliCpu};
-use lathe_vmm::control::wire::{Answer, Command, Phase};
+use lathe_shard::{BitRate, Bytes, Iops, MilliCpu};
+use lathe_vmm::control::wire::{Answer, Command, DiskRates, Phase};
 
 use super::actor::{Actor, Ask};
 use super::core::unix_sec;
@@ -89,7 +89,7 @@ pub fn check_revision(record: &Record, wanted: Option<u64>) -> Result<(), Proble
 /// What a request leads to.
 ///
 /// # Errors
-/// `bad-amount`, `not-yet`, `no-network`, `over-bound`, `nothing-to-undo`.
+/// `bad-amount`, `no-network`, `over-bound`, `nothing-to-undo`.
 pub fn target(record: &Record, request: &ResizeRequest) -> Result<Desired, Problem> {
     let bad = |message: String| Problem::new(Kind::BadRequest, "bad-amount", message);
     if request.for_sec.is_some_and(|seconds| seconds == 0 || seconds > MAX_FOR_SEC) {
@@ -134,15 +134,16 @@ fn back_after(record: &Record, request: &ResizeRequest, now: u64) -> Option<Back
             earlier.net_bit_per_sec,
             record.desired.net_bit_per_sec,
         ),
+        iops: merge(request.iops, earlier.iops, record.desired.iops),
     };
-    let nothing = back.cpu_milli.or(back.memory_bytes).or(back.net_bit_per_sec).is_none();
+    let nothing = back.cpu_milli.or(back.memory_bytes).or(back.net_bit_per_sec).or(back.iops).is_none();
     (!nothing).then_some(back)
 }
 
 /// Begins a resize; when this returns its host's part has ended, and all of it if no guest has a part in it.
 ///
 /// # Errors
-/// `revision`, `machine-busy`, `bad-amount`, `not-yet`, `…-over-capacity`, `store`; then nothing changed.
+/// `revision`, `machine-busy`, `bad-amount`, `…-over-capacity`, `store`; then nothing changed.
 pub(super) async fn resize(
     actor: &mut Actor,
     request: &ResizeRequest,
@@ -252,8 +253,9 @@ pub(super) async fn tick(actor: &mut Actor) {
 
 /// The time that a change was asked for is over.
 async fn go_back(actor: &mut Actor, back: Back) {
-    let Back { cpu_milli, memory_bytes, net_bit_per_sec, .. } = back;
-    let request = ResizeRequest { cpu_milli, memory_bytes, net_bit_per_sec, ..ResizeRequest::default() };
+    let Back { cpu_milli, memory_bytes, net_bit_per_sec, iops, at_unix_msec: _ } = back;
+    let request =
+        ResizeRequest { cpu_milli, memory_bytes, net_bit_per_sec, iops, ..ResizeRequest::default() };
     let name = actor.entry.name.clone();
     match resize(actor, &request, None).await {
         Ok(_) => {
@@ -418,6 +420,9 @@ fn describe(shape: &Desired) -> String {
     if shape.net_bit_per_sec != 0 {
         text = format!("{text}, {}", BitRate(shape.net_bit_per_sec));
     }
+    if shape.iops != 0 {
+        text = format!("{text}, {}", Iops(shape.iops));
+    }
     text
 }
 
@@ -438,6 +443,7 @@ pub(super) async fn up(actor: &mut Actor, found: Found) {
         boot_bytes: booted.memory_bytes,
         quota: None,
         net_bit_per_sec: None,
+        iops: None,
         wall_bytes: None,
         cpus: None,
         placed: 0,
@@ -459,6 +465,7 @@ pub(super) async fn up(actor: &mut Actor, found: Found) {
         match live.monitor.status().await {
             Ok(status) => {
                 (force.cpus, force.memory) = (status.cpus, status.memory);
+                force.iops = status.disk_rates.map(|rates| rates.iops);
                 force.paused = status.phase == Phase::Paused;
             }
             Err(problem) => tracing::warn!(machine = record.name, %problem, "its shape is not known"),
@@ -520,6 +527,7 @@ pub(super) async fn answered(actor: &mut Actor, id: u64, result: Result<Answer, 
     let event = match (step, result) {
         (Some(step), Ok(Answer::Cpus(status))) => Event::Done(step, Report::Cpus(status)),
         (Some(step), Ok(Answer::Memory(status))) => Event::Done(step, Report::Memory(status)),
+        (Some(step), Ok(Answer::DiskRates(rates))) => Event::Done(step, Report::Iops(rates.iops)),
         (Some(step), Ok(_)) => Event::Failed(step, "its monitor answered something unexpected".to_owned()),
         (Some(step), Err(MonitorError::Refused { message, .. })) => {
             Event::Failed(step, format!("its monitor refused: {message}"))
@@ -556,6 +564,7 @@ async fn take_step(actor: &mut Actor, number: u64, step: Step) -> Option<Event> 
             ask_guest(actor, number, GuestRequest::MemoryOnline {});
             return None;
         }
+        Step::SetIops(iops) => Command::SetDiskRates(DiskRates { iops, bytes_per_sec: 0 }),
         Step::PrepareCpus(count) => Command::PrepareCpus { count },
         Step::SetCpus(count) => Command::SetCpus { count },
         Step::SetPlugged(bytes) => Command::SetPlugged { bytes },
@@ -626,7 +635,8 @@ async fn host_step(actor: &mut Actor, step: Step) -> Result<Report, Problem> {
             }
             Ok(Report::Done)
         }
-        Step::PrepareCpus(_)
+        Step::SetIops(_)
+        | Step::PrepareCpus(_)
         | Step::SetCpus(_)
         | Step::GuestCpus(_)
         | Step::SetPlugged(_)

@@ -21,6 +21,8 @@ pub const MIN_MEMORY_BYTES: u64 = 64 << 20;
 pub const MIN_NET_BIT_PER_SEC: u64 = 1000;
 /// Most bandwidth, bit/s: what a 64-bit counter of bytes in tc can hold many times over.
 pub const MAX_NET_BIT_PER_SEC: u64 = 1_000_000_000_000;
+/// Most I/O operations per second: one a nanosecond.
+pub const MAX_IOPS: u64 = 1_000_000_000;
 /// Most vCPUs of a machine.
 pub const MAX_VCPUS: u32 = 64;
 /// Most disks of a machine.
@@ -88,13 +90,12 @@ fn check_net(bit_per_sec: u64) -> Result<u64, Problem> {
     Ok(bit_per_sec)
 }
 
-/// Limits on I/O operations are not enforced yet; accepting them would be a lie.
 fn check_iops(iops: u64) -> Result<u64, Problem> {
-    if iops != 0 {
-        let message = format!("{iops} iops: this release does not limit I/O operations yet");
-        return Err(Problem::new(Kind::Impossible, "not-yet", message).fix("leave --iops out"));
+    if iops > MAX_IOPS {
+        let message = format!("{iops} iops is not between 1 and {MAX_IOPS} (0: no limit)");
+        return Err(bad("bad-amount", message));
     }
-    Ok(0)
+    Ok(iops)
 }
 
 /// Nobody gets more than its bounds.
@@ -124,7 +125,7 @@ fn check_bounds(
 /// What a resize asks for, on top of what is desired.
 ///
 /// # Errors
-/// `bad-amount`, `not-yet`, `no-network`, `over-bound`.
+/// `bad-amount`, `no-network`, `over-bound`.
 pub fn resized(record: &Record, request: &ResizeRequest) -> Result<Desired, Problem> {
     let desired = record.desired;
     if request.net_bit_per_sec.is_some() && record.net.is_none() {
@@ -144,7 +145,7 @@ pub fn resized(record: &Record, request: &ResizeRequest) -> Result<Desired, Prob
 /// The record of a new machine, without network card and context id, which are allotted later.
 ///
 /// # Errors
-/// `bad-name`, `bad-amount`, `not-yet`, `no-such-image`, `no-such-upload`, `disk-not-allowed`, `bad-request`.
+/// `bad-name`, `bad-amount`, `no-such-image`, `no-such-upload`, `disk-not-allowed`, `bad-request`.
 pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Problem> {
     check_name(&request.name)?;
     let net = request.net_bit_per_sec.unwrap_or(0);
@@ -358,7 +359,7 @@ mod tests {
         assert_eq!(with(|r| r.memory_bytes = u64::MAX), "bad-amount");
         assert_eq!(with(|r| r.vcpus = Some(0)), "bad-amount");
         assert_eq!(with(|r| r.vcpus = Some(65)), "bad-amount");
-        assert_eq!(with(|r| r.iops = Some(300)), "not-yet");
+        assert_eq!(with(|r| r.iops = Some(MAX_IOPS + 1)), "bad-amount");
         assert_eq!(with(|r| r.net = true), "no-network");
         assert_eq!(with(|r| r.net_bit_per_sec = Some(1_000_000)), "bad-amount");
         assert_eq!(with(|r| r.kernel = Some("../../etc/shadow".to_owned())), "no-such-upload");

@@ -107,6 +107,8 @@ fn resources(shared: &Shared) -> Resources {
         };
         resources.net.actual = slower;
         resources.net.used = shared.usage.net_bit_per_sec;
+        resources.iops.granted = record.desired.iops;
+        resources.iops.actual = shared.force.as_ref().and_then(|force| force.iops).unwrap_or(0);
     }
     resources
 }
@@ -266,6 +268,9 @@ pub fn plan_run(core: &Core, record: &Record) -> Result<PlanView, Problem> {
         let how = if shape.net_bit_per_sec == 0 { "no limit" } else { "both directions limited at its tap" };
         steps.push(step("net", 0, shape.net_bit_per_sec, how.to_owned()));
     }
+    if shape.iops != 0 {
+        steps.push(step("iops", 0, shape.iops, "all its disks together, in its monitor".to_owned()));
+    }
     let disk = record.held().disk.0;
     if disk > 0 {
         steps.push(step("disk", 0, disk, "private disks, sparse".to_owned()));
@@ -294,6 +299,11 @@ pub fn plan_resize(core: &Core, entry: &Entry, target: Desired) -> Result<PlanVi
     if old.net_bit_per_sec != target.net_bit_per_sec {
         let how = if force.is_some() { "both directions at its tap, at once" } else { "at its next start" };
         steps.push(step("net", old.net_bit_per_sec, target.net_bit_per_sec, how.to_owned()));
+    }
+    if old.iops != target.iops {
+        let at_once = force.as_ref().is_some_and(|force| force.iops.is_some());
+        let how = if at_once { "all its disks together, at once" } else { "at its next start" };
+        steps.push(step("iops", old.iops, target.iops, how.to_owned()));
     }
     let mut after = record.clone();
     after.desired = target;

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use lathe_vmm::control::wire::{
-    Answer, Command, CpuStatus, Event, ExitReason, MachineConfig, MemoryStatus, Message, Phase, Refusal,
-    Reply, Request, Status, VERSION,
+    Answer, Command, CpuStatus, DiskRates, Event, ExitReason, MachineConfig, MemoryStatus, Message, Phase,
+    Refusal, Reply, Request, Status, VERSION,
 };
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags,
@@ -44,6 +44,7 @@ pub(crate) struct Told {
     pub commands: Vec<String>,
     pub cpus: Option<CpuStatus>,
     pub memory: Option<MemoryStatus>,
+    pub disk_rates: Option<DiskRates>,
     clients: Vec<OwnedFd>,
     alive: bool,
 }
@@ -70,6 +71,7 @@ impl FakeMonitor {
             commands: Vec::new(),
             cpus: None,
             memory: None,
+            disk_rates: None,
             clients: Vec::new(),
             alive: true,
         };
@@ -219,6 +221,33 @@ fn enter(told: &mut Told, phase: Phase) -> Result<Answer, Refusal> {
     Ok(Answer::Done {})
 }
 
+/// Has what this protocol version knows of.
+fn start(told: &mut Told, script: &Script) -> Answer {
+    told.phase = Phase::Ready;
+    let config = told.config.as_ref().unwrap();
+    if script.protocol.unwrap_or(VERSION) >= 2 {
+        told.cpus = Some(CpuStatus {
+            possible: config.cpus_max.unwrap_or(config.cpus),
+            target: config.cpus,
+            present: config.cpus,
+            refused: 0,
+            vcpu_tids: vec![std::process::id() as i32; config.cpus as usize],
+        });
+        let memory_max = config.memory_max_bytes.unwrap_or(config.memory_bytes);
+        told.memory = Some(MemoryStatus {
+            boot_bytes: config.memory_bytes,
+            pluggable_bytes: memory_max - config.memory_bytes,
+            plug_driver: true,
+            balloon_driver: true,
+            ..MemoryStatus::default()
+        });
+    }
+    if script.protocol.unwrap_or(VERSION) >= 3 {
+        told.disk_rates = Some(config.disk_rates);
+    }
+    Answer::Started { vcpu_tids: vec![std::process::id() as i32] }
+}
+
 fn carry_out(
     told: &mut Told,
     command: Command,
@@ -240,28 +269,7 @@ fn carry_out(
             told.descriptors = descriptors;
             Ok(Answer::Done {})
         }
-        (Command::Start {}, Phase::Defined) => {
-            told.phase = Phase::Ready;
-            let config = told.config.as_ref().unwrap();
-            if script.protocol.unwrap_or(VERSION) >= 2 {
-                told.cpus = Some(CpuStatus {
-                    possible: config.cpus_max.unwrap_or(config.cpus),
-                    target: config.cpus,
-                    present: config.cpus,
-                    refused: 0,
-                    vcpu_tids: vec![std::process::id() as i32; config.cpus as usize],
-                });
-                let memory_max = config.memory_max_bytes.unwrap_or(config.memory_bytes);
-                told.memory = Some(MemoryStatus {
-                    boot_bytes: config.memory_bytes,
-                    pluggable_bytes: memory_max - config.memory_bytes,
-                    plug_driver: true,
-                    balloon_driver: true,
-                    ..MemoryStatus::default()
-                });
-            }
-            Ok(Answer::Started { vcpu_tids: vec![std::process::id() as i32] })
-        }
+        (Command::Start {}, Phase::Defined) => Ok(start(told, script)),
         (Command::Go {}, Phase::Ready) => enter(told, Phase::Running),
         (Command::Pause {}, Phase::Running) => enter(told, Phase::Paused),
         (Command::Resume {}, Phase::Paused) => enter(told, Phase::Running),
@@ -275,7 +283,7 @@ fn carry_out(
             go_monotonic_nsec: 1,
             cpus: told.cpus.clone(),
             memory: told.memory,
-            disk_rates: None,
+            disk_rates: told.disk_rates,
         })),
         (
             command @ (Command::PrepareCpus { .. }
@@ -284,6 +292,10 @@ fn carry_out(
             | Command::SetBalloon { .. }),
             Phase::Running | Phase::Paused,
         ) => reshape(told, command).ok_or_else(|| refuse("bad-request").unwrap_err()),
+        (Command::SetDiskRates(rates), Phase::Running | Phase::Paused) if told.disk_rates.is_some() => {
+            told.disk_rates = Some(rates);
+            Ok(Answer::DiskRates(rates))
+        }
         (Command::ConsoleTail {}, _) => Ok(Answer::Console { text: String::new() }),
         (Command::ConsoleAttach { .. }, phase) if phase != Phase::Empty => {
             told.descriptors.extend(descriptors);

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! Asked ─► host: wall of memory, quota, rates (at once)        ┐
+//!          disks: rate in the monitor                          │
 //!          CPU:  prepare ─► place ─► plug ─► guest onlines      ├─► all in force: applied
 //!          memory: deflate, plug ─► online │ unplug ─► balloon  ┘   deadline: partial (goes on) or back; a failure of the host: back
 //! ```
@@ -140,6 +141,8 @@ pub struct Force {
     pub quota: Option<(u64, u32)>,
     /// bit/s; `None`: not known. A machine without network has 0.
     pub net_bit_per_sec: Option<u64>,
+    /// I/O operations per second of all its disks, 0 is unlimited; `None`: its monitor cannot limit them.
+    pub iops: Option<u64>,
     /// Bytes of guest memory that the limit of its cgroup leaves room for; `None`: not known.
     pub wall_bytes: Option<u64>,
     /// Its vCPUs, if its monitor can change them.
@@ -190,6 +193,7 @@ pub struct State {
     pub operations: u64,
     steps: u64,
     host: Lane,
+    disks: Lane,
     cpu: Lane,
     memory: Lane,
     /// The guest agent cannot or will not take CPUs offline.
@@ -241,6 +245,8 @@ pub enum Report {
     Done,
     /// The limit of its cgroup leaves this much room for guest memory: not less than was asked for.
     Wall(u64),
+    /// I/O operations per second that are in force.
+    Iops(u64),
     /// To steps about vCPUs.
     Cpus(CpuStatus),
     /// To steps about memory.
@@ -259,6 +265,8 @@ pub enum Step {
     },
     /// Rates of its port, bit/s each way, 0 is unlimited. Host, at once.
     SetRates(u64),
+    /// Rate of its disks, I/O operations per second, 0 is unlimited. Monitor.
+    SetIops(u64),
     /// The limit of its cgroup, in bytes of guest memory. Host, at once; may stay higher than asked, never lower.
     SetWall(u64),
     /// Puts new vCPU threads where they are limited. Host, at once.
@@ -324,6 +332,7 @@ impl State {
             operations,
             steps: 0,
             host: Lane::default(),
+            disks: Lane::default(),
             cpu: Lane::default(),
             memory: Lane::default(),
             agent_refuses: None,
@@ -407,7 +416,7 @@ impl State {
 
     /// Forgets steps under way: their answers will never come.
     fn start_lanes(&mut self, now: Msec) {
-        (self.host, self.cpu, self.memory) = (Lane::default(), Lane::default(), Lane::default());
+        self.lanes().into_iter().for_each(|lane| *lane = Lane::default());
         self.agent_refuses = None;
         self.trouble = None;
         self.standing_since = now;
@@ -427,8 +436,8 @@ impl State {
         self.operation = Some(operation);
     }
 
-    fn lanes(&mut self) -> [&mut Lane; 3] {
-        [&mut self.host, &mut self.cpu, &mut self.memory]
+    fn lanes(&mut self) -> [&mut Lane; 4] {
+        [&mut self.host, &mut self.disks, &mut self.cpu, &mut self.memory]
     }
 
     /// Something else is wanted: no step waits because of what was wanted before.
@@ -455,6 +464,11 @@ impl State {
                     force.wall_bytes = Some(bytes);
                 }
             }
+            Report::Iops(iops) => {
+                if let Some(force) = &mut self.force {
+                    force.iops = Some(iops);
+                }
+            }
             Report::Cpus(status) => self.see_cpus(now, status, effects),
             Report::Memory(status) => self.see_memory(now, status, effects),
         }
@@ -477,7 +491,11 @@ impl State {
                 self.onlined_bytes = force.memory.as_ref().map_or(0, |memory| memory.plugged_bytes);
             }
             // They report what came of them.
-            Step::PrepareCpus(_) | Step::SetCpus(_) | Step::SetPlugged(_) | Step::SetBalloon(_) => {}
+            Step::SetIops(_)
+            | Step::PrepareCpus(_)
+            | Step::SetCpus(_)
+            | Step::SetPlugged(_)
+            | Step::SetBalloon(_) => {}
         }
     }
 

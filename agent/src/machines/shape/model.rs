@@ -66,6 +66,7 @@ struct World {
     // What really is.
     on: bool,
     quota: u64,
+    iops: u64,
     wall: u64,
     cpus: CpuStatus,
     placed: usize,
@@ -91,6 +92,7 @@ impl World {
             requests: VecDeque::new(),
             on: false,
             quota: 0,
+            iops: 0,
             wall: 0,
             cpus: CpuStatus::default(),
             placed: 0,
@@ -120,12 +122,13 @@ impl World {
             ..MemoryStatus::default()
         };
         (self.on, self.taken) = (true, 0);
-        (self.quota, self.wall) = (desired.cpu_milli, desired.memory_bytes);
+        (self.quota, self.wall, self.iops) = (desired.cpu_milli, desired.memory_bytes, desired.iops);
         let force = Force {
             boot_cpus: vcpus,
             boot_bytes: desired.memory_bytes,
             quota: Some((desired.cpu_milli, vcpus)),
             net_bit_per_sec: Some(desired.net_bit_per_sec),
+            iops: Some(desired.iops),
             wall_bytes: Some(desired.memory_bytes),
             cpus: Some(self.cpus.clone()),
             placed: self.placed,
@@ -263,6 +266,7 @@ impl World {
             return self.mail.push_back(Mail::Message(event));
         }
         match step {
+            Step::SetIops(iops) => self.iops = iops,
             Step::PrepareCpus(count) => {
                 while self.cpus.vcpu_tids.len() < count as usize {
                     self.cpus.vcpu_tids.push(self.cpus.vcpu_tids.len() as i32);
@@ -286,6 +290,7 @@ impl World {
             _ => unreachable!(),
         }
         let report = match step {
+            Step::SetIops(_) => Report::Iops(self.iops),
             Step::PrepareCpus(_) | Step::SetCpus(_) => Report::Cpus(self.cpus.clone()),
             _ => Report::Memory(self.memory),
         };
@@ -361,7 +366,7 @@ impl World {
             cpu_milli: [50, 500, 1000, 1001, 2350, 4000, 6000][(random >> 16) as usize % 7],
             memory_bytes: memory_mib * MIB,
             net_bit_per_sec: (random >> 24) % 3 * 1_000_000,
-            iops: 0,
+            iops: (random >> 28) % 3 * 50,
         };
         self.number = self.number.max(self.state.operations) + 1;
         let operation = Operation {
@@ -465,6 +470,7 @@ impl World {
             Holds { cpu_milli: desired.cpu_milli, memory_bytes: desired.memory_bytes.max(self.held()) };
         assert_eq!(self.state.books, holds);
         assert_eq!(self.wall, self.held());
+        assert_eq!(self.iops, desired.iops);
         let effects = self.effects;
         self.wait(600_000);
         assert_eq!(self.effects, effects, "at rest it does nothing");

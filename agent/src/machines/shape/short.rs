@@ -1,6 +1,6 @@
 //! What of the desired shape is not in force, in words for people.
 
-use lathe_shard::{Bytes, MilliCpu};
+use lathe_shard::{Bytes, Iops, MilliCpu};
 use lathe_vmm::control::wire::{CpuStatus, MemoryStatus};
 
 use super::steps::memory_limit;
@@ -39,6 +39,17 @@ impl State {
             && force.net_bit_per_sec == Some(self.desired.net_bit_per_sec);
         if !in_force {
             all.push(waits(self.trouble.clone().unwrap_or_else(|| "its limits are being set".to_owned())));
+        }
+        match force.iops {
+            Some(iops) if iops != self.desired.iops => {
+                let cause = self.trouble.clone();
+                all.push(waits(cause.unwrap_or_else(|| "the rate of its disks is being set".to_owned())));
+            }
+            None if self.desired.iops != 0 => all.push(until_restart(format!(
+                "its monitor is of an older release and cannot limit its disks: {} follow at its next start",
+                Iops(self.desired.iops)
+            ))),
+            _ => {}
         }
         match &force.cpus {
             Some(cpus) => self.short_cpus(force, cpus, &mut all),

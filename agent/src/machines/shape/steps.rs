@@ -1,4 +1,4 @@
-//! Which step comes next in each lane: host, CPU, memory.
+//! Which step comes next in each lane: host, disks, CPU, memory.
 //!
 //! A lane has one step under way at most. The same step is not repeated within [`RETRY_MSEC`], so a guest that refuses, or reports that
 //! change nothing, cost next to nothing; another step goes at once, but for the balloon's, which follow a moving target.
@@ -44,6 +44,7 @@ impl State {
             .then(|| self.patience_ends());
         let gates = [
             gate(&self.host, self.host_step()),
+            gate(&self.disks, self.disks_step()),
             gate(&self.cpu, self.cpu_step()),
             gate(&self.memory, self.memory_step(now)),
             patience,
@@ -61,6 +62,9 @@ impl State {
         // Each lane sees what the one before it has begun: nothing grows in the guest before its wall has.
         if let Some(step) = self.host_step() {
             self.host = self.issue(now, self.host.clone(), step, effects);
+        }
+        if let Some(step) = self.disks_step() {
+            self.disks = self.issue(now, self.disks.clone(), step, effects);
         }
         if let Some(step) = self.cpu_step() {
             self.cpu = self.issue(now, self.cpu.clone(), step, effects);
@@ -99,6 +103,12 @@ impl State {
         }
         let wall = self.wall_wanted()?;
         (force.wall_bytes != Some(wall)).then_some(Step::SetWall(wall))
+    }
+
+    /// A lane of its own: no guest has a part in it, and no wall waits for a monitor.
+    fn disks_step(&self) -> Option<Step> {
+        let in_force = self.force.as_ref()?.iops?;
+        (in_force != self.desired.iops).then_some(Step::SetIops(self.desired.iops))
     }
 
     /// Room for what the guest may take and for what it is about to be offered.

@@ -1,8 +1,9 @@
 //! Small programs for a guest that has no others: enough to look around and to measure.
 //!
 //! They follow the names and the plainest behaviour of coreutils and iproute2, and no more: busybox in the image
-//! replaces them. `spin`, `blast` and `sink` print `name=value` words, stable for scripts.
+//! replaces them. `spin`, `iops`, `blast` and `sink` print `name=value` words, stable for scripts.
 
+mod iops;
 mod net;
 mod plain;
 mod spin;
@@ -18,6 +19,7 @@ const TOOLS: &[(&str, Tool)] = &[
     ("env", plain::env),
     ("false", plain::fail),
     ("free", plain::free),
+    ("iops", iops::iops),
     ("ip", net::addresses),
     ("ls", plain::ls),
     ("nproc", plain::nproc),
