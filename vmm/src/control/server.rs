@@ -35,7 +35,7 @@ const REQUESTS_PER_TURN: usize = 16;
 const SCM_MAX_FD: usize = 253;
 
 /// What one receive gave.
-enum Received {
+pub(crate) enum Received {
     /// A message with its descriptors.
     Message(Vec<u8>, Vec<OwnedFd>),
     /// Too long, too many descriptors, or descriptors were lost.
@@ -78,22 +78,26 @@ impl Client {
     }
 }
 
-/// Encodes a message, cutting the oldest half of a console text until it fits.
-fn encode(message: &Message) -> Vec<u8> {
+/// Encodes a message, cutting until it fits: of a console's text the older half, of a refusal, which may repeat what was asked, the
+/// latter.
+pub(crate) fn encode(message: &Message) -> Vec<u8> {
     let mut message = message.clone();
     loop {
         let bytes = serde_json::to_vec(&message).unwrap_or_default();
         if bytes.len() <= MAX_MESSAGE_BYTES {
             return bytes;
         }
-        let Message::Reply(Reply { result: Ok(Answer::Console { text }), .. }) = &mut message else {
-            return bytes;
-        };
-        let mut keep = text.len() / 2;
-        while !text.is_char_boundary(keep) {
-            keep += 1;
+        match &mut message {
+            Message::Reply(Reply { result: Ok(Answer::Console { text }), .. }) if !text.is_empty() => {
+                let keep = (text.len().div_ceil(2)..).find(|at| text.is_char_boundary(*at));
+                text.drain(..keep.unwrap_or(text.len()));
+            }
+            Message::Reply(Reply { result: Err(Refusal { message, .. }), .. }) if !message.is_empty() => {
+                let keep = (0..=message.len() / 2).rev().find(|at| message.is_char_boundary(*at));
+                message.truncate(keep.unwrap_or(0));
+            }
+            _ => return bytes,
         }
-        text.drain(..keep);
     }
 }
 
@@ -101,7 +105,7 @@ fn encode(message: &Message) -> Vec<u8> {
 #[repr(align(8))]
 struct ControlBuffer([u8; 16 + 4 * SCM_MAX_FD + 8]);
 
-fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Received {
+pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Received {
     let mut control = ControlBuffer([0; 16 + 4 * SCM_MAX_FD + 8]);
     let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: an all-zero msghdr is valid.
@@ -175,7 +179,7 @@ fn bad_request(message: impl Into<String>) -> Refusal {
 }
 
 /// Reads a request: its id, and the command or why there is none.
-fn parse(bytes: &[u8]) -> (u64, Result<Command, Refusal>) {
+pub(crate) fn parse(bytes: &[u8]) -> (u64, Result<Command, Refusal>) {
     let envelope: Envelope = match serde_json::from_slice(bytes) {
         Ok(envelope) => envelope,
         Err(error) => return (0, Err(bad_request(format!("not a request: {error}")))),

@@ -122,3 +122,14 @@ fn a_client_that_does_not_read_is_dropped_and_the_others_are_served() {
     other.send(QUIT, &[]);
     assert_eq!(thread.join().unwrap(), ExitReason::Quit);
 }
+
+#[test]
+fn a_refusal_that_repeats_what_was_asked_fits_into_a_message() {
+    let request = format!(r#"{{"v":2,"id":1,"command":{{"{}":{{}}}}}}"#, "\u{e9}".repeat(32_700));
+    assert!(request.len() <= MAX_MESSAGE_BYTES);
+    let (id, command) = parse(request.as_bytes());
+    let reply = Message::Reply(Reply { v: VERSION, id, result: command.map(|_| Answer::Done {}) });
+    assert!(serde_json::to_vec(&reply).unwrap().len() > MAX_MESSAGE_BYTES);
+    let Message::Reply(reply) = serde_json::from_slice(&encode(&reply)).unwrap() else { panic!("no reply") };
+    assert!(reply.result.unwrap_err().message.starts_with("unknown variant `\u{e9}"));
+}
