@@ -170,6 +170,11 @@ fn load_bzimage(
             "truncated: its header promises {length} bytes after the setup code, the file has {in_file}"
         )));
     }
+    if length <= ENTRY_64_OFFSET {
+        return Err(corrupt(format!(
+            "{length} bytes after the setup code, the 64-bit entry is at {ENTRY_64_OFFSET}"
+        )));
+    }
     let start = header.pref_address;
     if !(layout::HIGH_RAM_START..layout::BOOT_MAPPED).contains(&start) {
         return Err(ImageError::Unsupported(format!("its preferred address {start:#x}")));

@@ -79,6 +79,9 @@ fn what_is_wrong_is_said() {
     says(&whole[..0x2000], "truncated");
     says(&elf(0x2000, 64 * layout::MIB), "does not fit");
     says(&bzimage(50_000)[..30_000], "truncated");
+    let mut stub = bzimage(0x2000);
+    stub[0x1f4..0x1f8].copy_from_slice(&0x20u32.to_le_bytes());
+    says(&stub, "the 64-bit entry is at 512");
     says(&[0xab; 0x2000], "neither");
     let mut other = whole.clone();
     other[18] = 183;
