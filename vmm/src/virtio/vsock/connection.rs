@@ -212,6 +212,12 @@ impl Connection {
         (self.buffer, self.taken) = (Vec::new(), 0);
     }
 
+    /// Panics unless its buffer is within bounds.
+    #[cfg(any(test, fuzzing))]
+    pub fn check(&self) {
+        assert!(self.taken <= self.buffer.len() && self.buffered() <= BUFFER_BYTES);
+    }
+
     fn buffered(&self) -> u32 {
         (self.buffer.len() - self.taken) as u32
     }

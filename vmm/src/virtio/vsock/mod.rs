@@ -10,7 +10,7 @@
 mod arrival;
 mod connection;
 mod muxer;
-mod packet;
+pub(crate) mod packet;
 #[cfg(test)]
 mod tests;
 
@@ -162,6 +162,22 @@ impl Vsock {
     /// Connections open or being opened.
     pub fn connections(&self) -> usize {
         self.running.as_ref().map_or(0, |running| running.muxer.count())
+    }
+
+    /// A tick passes that the timer knows nothing of.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn tick(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.muxer.tick();
+        }
+    }
+
+    /// Panics unless the connections are within their bounds and consistent.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn check(&self) {
+        if let Some(running) = &self.running {
+            running.muxer.check();
+        }
     }
 
     /// Packets from the guest, at most a queue's size.

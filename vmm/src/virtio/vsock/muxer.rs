@@ -80,6 +80,22 @@ impl Muxer {
         self.table.len() - self.free.len()
     }
 
+    /// Panics unless everything is within its bounds and consistent.
+    #[cfg(any(test, fuzzing))]
+    pub fn check(&self) {
+        assert!(self.count() <= MAX_CONNECTIONS && self.refusals.len() <= MAX_REFUSALS);
+        assert!(self.free.iter().all(|index| self.table[*index].is_none()), "a free place is taken");
+        let mut speakers: Vec<_> = self.speakers.iter().collect();
+        speakers.sort_unstable();
+        speakers.dedup();
+        assert_eq!(speakers.len(), self.speakers.len(), "a connection is listed twice");
+        for (ports, index) in &self.by_ports {
+            let connection = self.table[*index].as_ref();
+            assert_eq!(connection.map(|connection| connection.ports), Some(*ports), "ports of nobody");
+        }
+        self.table.iter().flatten().for_each(Connection::check);
+    }
+
     fn insert(&mut self, connection: Connection) -> Option<usize> {
         if self.count() >= MAX_CONNECTIONS {
             return None;
@@ -112,6 +128,11 @@ impl Muxer {
         if let Some(connection) = self.table.get_mut(index).and_then(Option::take) {
             if self.by_ports.get(&connection.ports) == Some(&index) {
                 self.by_ports.remove(&connection.ports);
+            }
+            if connection.listed {
+                // Or the next one at this place would be listed twice, and the list grow with every connection that the guest
+                // makes and resets.
+                self.speakers.retain(|speaker| *speaker != index);
             }
             self.free.push(index);
         }

@@ -455,6 +455,20 @@ fn a_flood_of_refusals_is_bounded() {
 }
 
 #[test]
+fn connections_that_the_guest_makes_and_resets_leave_nothing_behind() {
+    let mut world = World::new();
+    for _ in 0..50 {
+        world.say(PORT, Op::Request, b"", 0, 0);
+        world.say(PORT, Op::Reset, b"", 0, 0);
+        while world.accept().is_some() {}
+        world.bench.device.check();
+    }
+    assert_eq!(world.bench.device.connections(), 0);
+    world.offer(4);
+    world.guest_connects();
+}
+
+#[test]
 fn connections_are_bounded() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     // Both ends of each connection are in this process.
