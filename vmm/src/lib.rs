@@ -28,6 +28,9 @@ pub mod control;
 pub mod cpu_hotplug;
 pub mod device_thread;
 pub mod devices;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod gate;
 pub mod hotmem;
 pub mod machine;

@@ -15,6 +15,10 @@
 
 mod host;
 mod ranges;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, reason = "whatever fails here fails a test")]
+#[cfg_attr(fuzzing, allow(dead_code, reason = "tests need more of it"))]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 

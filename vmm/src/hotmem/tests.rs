@@ -1,118 +1,9 @@
 //! The region against a model of what the steps mean, with steps that fail.
 
-use std::sync::{Arc, Mutex};
-
 use proptest::prelude::*;
 
+use super::testing::{BLOCK, BLOCKS, BYTES, Fake, blocks};
 use super::*;
-
-const BLOCK: u64 = BLOCK_BYTES;
-const BLOCKS: u64 = 160;
-const BYTES: u64 = BLOCKS * BLOCK;
-
-/// What the steps have done, by block.
-#[derive(Debug)]
-struct Model {
-    open: Vec<bool>,
-    dirty: Vec<bool>,
-    slots: Vec<bool>,
-    published: Vec<bool>,
-    /// Steps until one fails, and how many fail then.
-    fails_in: Option<u32>,
-    failures: u32,
-}
-
-#[derive(Clone)]
-struct Fake(Arc<Mutex<Model>>);
-
-fn blocks(range: &Range<u64>) -> Range<usize> {
-    assert!(range.start.is_multiple_of(BLOCK) && range.end.is_multiple_of(BLOCK) && range.end <= BYTES);
-    (range.start / BLOCK) as usize..(range.end / BLOCK) as usize
-}
-
-impl Fake {
-    fn new() -> Self {
-        let none = || vec![false; BLOCKS as usize];
-        let slots = vec![false; BYTES.div_ceil(slot_bytes(BYTES)) as usize];
-        let (open, dirty, published) = (none(), none(), none());
-        Self(Arc::new(Mutex::new(Model { open, dirty, slots, published, fails_in: None, failures: 0 })))
-    }
-
-    fn step(&self) -> io::Result<std::sync::MutexGuard<'_, Model>> {
-        let mut model = self.0.lock().unwrap();
-        match model.fails_in {
-            Some(0) if model.failures > 0 => {
-                model.failures -= 1;
-                return Err(io::Error::from_raw_os_error(libc::ENOMEM));
-            }
-            Some(0) | None => {}
-            Some(left) => model.fails_in = Some(left - 1),
-        }
-        Ok(model)
-    }
-
-    fn fail(&self, after: u32, failures: u32) {
-        let mut model = self.0.lock().unwrap();
-        (model.fails_in, model.failures) = (Some(after), failures);
-    }
-
-    /// The guest writes wherever it can.
-    fn scribble(&self) {
-        let mut model = self.0.lock().unwrap();
-        let slot_blocks = (slot_bytes(BYTES) / BLOCK) as usize;
-        for block in 0..BLOCKS as usize {
-            if model.open[block] && model.slots[block / slot_blocks] {
-                model.dirty[block] = true;
-            }
-        }
-    }
-}
-
-impl Host for Fake {
-    fn open(&mut self, range: &Range<u64>) -> io::Result<()> {
-        self.step()?.open[blocks(range)].fill(true);
-        Ok(())
-    }
-
-    fn close(&mut self, range: &Range<u64>) -> io::Result<()> {
-        let mut model = self.step()?;
-        assert!(!model.published[blocks(range)].contains(&true), "devices could still reach it");
-        model.open[blocks(range)].fill(false);
-        Ok(())
-    }
-
-    fn discard(&mut self, range: &Range<u64>) -> io::Result<()> {
-        let mut model = self.step()?;
-        assert!(!model.open[blocks(range)].contains(&true), "the guest could fault it in again");
-        model.dirty[blocks(range)].fill(false);
-        Ok(())
-    }
-
-    fn add_slot(&mut self, slot: u64, range: &Range<u64>) -> io::Result<()> {
-        assert!(range.end <= BYTES && range.start == slot * slot_bytes(BYTES));
-        let mut model = self.step()?;
-        assert!(!std::mem::replace(&mut model.slots[slot as usize], true), "slot {slot} is there already");
-        drop(model);
-        self.scribble();
-        Ok(())
-    }
-
-    fn remove_slot(&mut self, slot: u64) -> io::Result<()> {
-        let mut model = self.step()?;
-        assert!(std::mem::replace(&mut model.slots[slot as usize], false), "slot {slot} is not there");
-        Ok(())
-    }
-
-    fn publish(&mut self, plugged: &RangeSet) -> io::Result<()> {
-        let mut model = self.step()?;
-        model.published.fill(false);
-        for run in plugged.runs() {
-            model.published[blocks(&run)].fill(true);
-            assert!(!model.open[blocks(&run)].contains(&false), "devices would fault");
-        }
-        Ok(())
-    }
-}
 
 #[derive(Clone, Debug)]
 enum Action {
@@ -130,21 +21,6 @@ fn action() -> impl Strategy<Value = Action> {
         8 => range().prop_map(Action::Unplug),
         1 => Just(Action::UnplugAll),
     ]
-}
-
-/// Reported is mapped, exactly: for devices, for the guest, in slots, and what is unplugged holds nothing.
-fn check(region: &Region, fake: &Fake, known: &[bool]) -> Result<(), TestCaseError> {
-    fake.scribble();
-    let model = fake.0.lock().unwrap();
-    prop_assert_eq!(&model.published, known);
-    prop_assert_eq!(&model.open, known);
-    prop_assert_eq!(&model.dirty, known);
-    prop_assert_eq!(region.plugged_bytes(), known.iter().filter(|b| **b).count() as u64 * BLOCK);
-    let slot_blocks = (slot_bytes(BYTES) / BLOCK) as usize;
-    for (slot, blocks) in known.chunks(slot_blocks).enumerate() {
-        prop_assert_eq!(model.slots[slot], blocks.contains(&true), "slot {}", slot);
-    }
-    Ok(())
 }
 
 fn step(region: &mut Region, known: &mut [bool], action: &Action) -> Result<Option<Refused>, TestCaseError> {
@@ -190,10 +66,10 @@ proptest! {
             let refused = step(&mut region, &mut known, &action)?;
             let busy = matches!(refused, Some(Refused::Busy(_)));
             prop_assert!(refused.is_none() || busy, "{:?}", refused);
-            prop_assert_eq!(busy, fake.0.lock().unwrap().failures == 0);
+            prop_assert_eq!(busy, fake.has_failed());
             fake.fail(u32::MAX, 0);
             // What had to be opened again after a failure may have lost its content, which nobody uses.
-            check(&region, &fake, &known)?;
+            fake.check(region.plugged_bytes(), &known);
         }
     }
 
@@ -213,7 +89,7 @@ proptest! {
                 Some(other) => prop_assert!(false, "{:?}", other),
             }
             fake.fail(u32::MAX, 0);
-            check(&region, &fake, &known)?;
+            fake.check(region.plugged_bytes(), &known);
         }
     }
 }

@@ -21,8 +21,10 @@ pub mod mem;
 pub mod net;
 pub mod rng;
 mod served;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, reason = "whatever fails here fails a test")]
+#[cfg_attr(fuzzing, allow(dead_code, reason = "tests need more of it"))]
+pub(crate) mod testing;
 pub mod vsock;
 
 use std::os::fd::RawFd;

@@ -146,6 +146,11 @@ impl Driver {
         self.put(self.available_ring() + 2, &index.to_le_bytes());
     }
 
+    /// The available index.
+    pub fn available_index(&self) -> u16 {
+        self.available
+    }
+
     /// Wants to be interrupted once the used index passes `index` (VIRTIO_F_RING_EVENT_IDX).
     pub fn set_used_event(&self, index: u16) {
         self.put(self.available_ring() + 4 + 2 * u64::from(self.size), &index.to_le_bytes());
@@ -273,9 +278,14 @@ const DEVICE_NUMBER: u32 = 7;
 impl<D: VirtioDevice> Bench<D> {
     /// Activates `device` with the given features.
     pub fn new(device: D, features: u64) -> Self {
+        Self::on(memory(), device, features)
+    }
+
+    /// The same on memory that reaches as far as [`memory`]'s.
+    pub fn on(memory: Memory, device: D, features: u64) -> Self {
         let mut bench = Self {
             device,
-            memory: memory(),
+            memory,
             queues: Vec::new(),
             interrupts: Arc::default(),
             notify: Vec::new(),
@@ -332,9 +342,14 @@ impl<D: VirtioDevice> Bench<D> {
         count
     }
 
+    /// Notifies a queue.
+    pub fn notify(&self, queue: usize) {
+        self.notify[queue].write(1).unwrap();
+    }
+
     /// Notifies a queue, then handles events until nothing is ready.
     pub fn kick(&mut self, queue: usize) {
-        self.notify[queue].write(1).unwrap();
+        self.notify(queue);
         self.settle();
     }
 

@@ -135,6 +135,15 @@ impl Net {
         Self::with(name, Tap::new(name, tap)?, mac, mtu)
     }
 
+    /// A card on a datagram socket that stands in for the tap.
+    ///
+    /// # Errors
+    /// As [`Net::new`].
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn on_socket(socket: OwnedFd, mac: [u8; 6], mtu: Option<u16>) -> Result<Self, NetError> {
+        Self::with("net0", Tap::stand_in(socket), mac, mtu)
+    }
+
     fn with(name: &str, tap: Tap, mac: [u8; 6], mtu: Option<u16>) -> Result<Self, NetError> {
         let name = name.to_owned();
         if mac[0] & 1 != 0 || mac == [0; 6] {

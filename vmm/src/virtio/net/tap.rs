@@ -95,7 +95,8 @@ impl Tap {
     }
 
     /// A datagram or packet socket that stands in for a tap: carries vnet headers and frames, ignores offloads.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
+    #[allow(clippy::unwrap_used, reason = "whatever fails here fails a test")]
     pub fn stand_in(fd: OwnedFd) -> Self {
         super::super::set_nonblocking(&fd).unwrap();
         Self { fd, uso: false, real: false }

@@ -13,7 +13,7 @@ const HEADER: [u8; HEADER_BYTES] = [0; HEADER_BYTES];
 fn stand_in(features: u64) -> (Bench<Net>, UnixDatagram) {
     let (ours, theirs) = UnixDatagram::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
-    let net = Net::with("net0", Tap::stand_in(ours.into()), MAC, Some(1500)).unwrap();
+    let net = Net::on_socket(ours.into(), MAC, Some(1500)).unwrap();
     (Bench::new(net, features), theirs)
 }
 
