@@ -149,16 +149,16 @@ macro_rules! targets {
 
 targets! {
     block: 300,
-    net: 300,
+    net: 200,
     vsock: 300,
     rng: 300,
-    balloon: 300,
-    mem: 300,
+    balloon: 500,
+    mem: 600,
     ports: 300,
     pci: 300,
-    control: 300,
-    image: 300,
-    frames: 300,
+    control: 100,
+    image: 600,
+    frames: 5000,
 }
 
 #[test]
