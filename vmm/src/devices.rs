@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::control::definition::{Devices, Disk, Nic};
-use crate::control::wire::{DiskRates, MemoryStatus};
+use crate::control::wire::{DiskRates, DiskStatus, MemoryStatus};
 use crate::hotmem::Refused;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{self, Block, BlockError, Engine, Throttle};
@@ -222,6 +222,17 @@ impl DeviceSet {
     /// What all disks together may do.
     pub fn disk_rates(&self) -> DiskRates {
         self.throttle.rates()
+    }
+
+    /// Its disks in the order in which they came, and for how many more there are rings.
+    pub fn disks_status(&self) -> (Vec<DiskStatus>, usize) {
+        let disks = self.all.iter().filter_map(|device| self.disks.get(lock(device).name()));
+        let status = |disk: &Arc<Mutex<Block>>| {
+            let disk = lock(disk);
+            let (device, serial) = (disk.name().to_owned(), disk.serial());
+            DiskStatus { device, serial, bytes: disk.bytes() }
+        };
+        (disks.map(status).collect(), self.spares.len())
     }
 
     /// All of them, in the order in which they came.

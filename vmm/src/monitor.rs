@@ -143,7 +143,7 @@ impl Monitor {
         let mut fds = Fds::new(fds);
         let answer = match command {
             Command::Hello {} => self.hello(),
-            Command::Status {} => Answer::Status(self.status()),
+            Command::Status {} => Answer::Status(Box::new(self.status())),
             Command::Stats {} => {
                 Answer::Stats(self.machine.as_ref().map_or_else(Stats::default, Machine::stats))
             }
@@ -259,6 +259,7 @@ impl Monitor {
             cpus: self.machine.as_ref().map(Machine::cpu_status),
             memory: self.machine.as_ref().map(Machine::memory_status),
             disk_rates: self.machine.as_ref().map(|machine| machine.devices().disk_rates()),
+            disks: self.machine.as_ref().map(Machine::disks_status),
         }
     }
 

@@ -129,7 +129,7 @@ fn cpus(monitor: &mut Monitor, command: Command) -> CpuStatus {
 
 fn status(monitor: &mut Monitor) -> Status {
     match do_now(monitor, Command::Status {}).unwrap() {
-        Answer::Status(status) => status,
+        Answer::Status(status) => *status,
         other => panic!("{other:?}"),
     }
 }

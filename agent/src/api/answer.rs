@@ -166,6 +166,10 @@ pub struct ImageName(pub String);
 #[derive(Debug)]
 pub struct OperationId(pub String);
 
+/// The `{name}` and `{disk}` of a disk's path; whether there is one of that name, its machine knows.
+#[derive(Debug)]
+pub struct DiskName(pub String, pub String);
+
 async fn path_name<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<String, Problem> {
     let path = Path::<String>::from_request_parts(parts, state).await;
     path.map(|Path(name)| name).map_err(|rejection| bad("bad-name", rejection.body_text()))
@@ -188,6 +192,17 @@ impl<S: Send + Sync> FromRequestParts<S> for ImageName {
         let name = path_name(parts, state).await?;
         check_image_name(&name)?;
         Ok(Self(name))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for DiskName {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<(String, String)>::from_request_parts(parts, state).await;
+        let Path((name, disk)) = path.map_err(|rejection| bad("bad-name", rejection.body_text()))?;
+        check_name(&name)?;
+        Ok(Self(name, disk))
     }
 }
 

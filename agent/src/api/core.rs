@@ -8,11 +8,11 @@ use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc};
 
 use super::wire::{
-    ClusterInit, ClusterView, DoctorReport, EventView, HostView, JoinRequest, MachineView, OperationList,
-    OperationView, PeerList, PlanView, Removed, ResizeRequest, ResizeView, RunRequest, StopRequest,
-    TokenView,
+    ClusterInit, ClusterView, DiskList, DoctorReport, EventView, HostView, JoinRequest, MachineView,
+    OperationList, OperationView, PeerList, PlanView, Removed, ResizeRequest, ResizeView, RunRequest,
+    StopRequest, TokenView,
 };
-use crate::machines::{ConsoleHandle, Machines};
+use crate::machines::{ConsoleHandle, DiskChange, DiskChanged, Machines};
 use crate::problem::Problem;
 
 /// An answer that takes its time.
@@ -71,6 +71,12 @@ pub trait Core: Send + Sync {
     fn resume<'a>(&'a self, name: &'a str) -> Reply<'a, MachineView>;
     /// Removes a machine.
     fn remove<'a>(&'a self, name: &'a str, purge: bool, force: bool) -> Reply<'a, Removed>;
+    /// A machine's disks.
+    fn disks<'a>(&'a self, name: &'a str) -> Reply<'a, DiskList>;
+    /// Adds, grows or removes one of them.
+    fn change_disk<'a>(&'a self, name: &'a str, change: DiskChange) -> Reply<'a, DiskChanged>;
+    /// What [`Core::change_disk`] would do.
+    fn plan_disk<'a>(&'a self, name: &'a str, change: &'a DiskChange) -> Reply<'a, PlanView>;
     /// A stream to the guest agent, ready for its protocol.
     fn guest_stream<'a>(&'a self, name: &'a str) -> Reply<'a, UnixStream>;
     /// The console.
@@ -174,6 +180,18 @@ impl Core for Machines {
 
     fn remove<'a>(&'a self, name: &'a str, purge: bool, force: bool) -> Reply<'a, Removed> {
         Box::pin(Machines::remove(self, name, purge, force))
+    }
+
+    fn disks<'a>(&'a self, name: &'a str) -> Reply<'a, DiskList> {
+        Box::pin(Machines::disks(self, name))
+    }
+
+    fn change_disk<'a>(&'a self, name: &'a str, change: DiskChange) -> Reply<'a, DiskChanged> {
+        Box::pin(Machines::change_disk(self, name, change))
+    }
+
+    fn plan_disk<'a>(&'a self, name: &'a str, change: &'a DiskChange) -> Reply<'a, PlanView> {
+        Box::pin(Machines::plan_disk(self, name, change))
     }
 
     fn guest_stream<'a>(&'a self, name: &'a str) -> Reply<'a, UnixStream> {

@@ -2,7 +2,7 @@
 
 use utoipa::OpenApi;
 
-use super::routes::{cluster, files, host, machines, streams};
+use super::routes::{cluster, disks, files, host, machines, streams};
 
 /// What the document says of itself.
 #[derive(OpenApi)]
@@ -29,6 +29,10 @@ use super::routes::{cluster, files, host, machines, streams};
         machines::pause,
         machines::resume,
         machines::remove,
+        disks::list,
+        disks::add,
+        disks::grow,
+        disks::remove,
         streams::logs,
         streams::exec,
         streams::console,

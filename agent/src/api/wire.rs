@@ -17,6 +17,10 @@
 //! | `POST /v1/machines/{name}/stop` | [`StopRequest`] → [`MachineView`] | change |
 //! | `POST /v1/machines/{name}/start` | → [`MachineView`] | change |
 //! | `DELETE /v1/machines/{name}?purge=bool&force=bool` | → [`Removed`] | change |
+//! | `GET /v1/machines/{name}/disks` | → [`DiskList`] | view |
+//! | `POST /v1/machines/{name}/disks[?plan=true]` | [`DiskAddRequest`] → 201 [`DiskView`], or [`PlanView`] | change |
+//! | `PATCH /v1/machines/{name}/disks/{disk}[?plan=true]` | [`DiskGrowRequest`] → [`DiskView`], or [`PlanView`] | change |
+//! | `DELETE /v1/machines/{name}/disks/{disk}?purge=bool&timeout_sec=N[&plan=true]` | → [`Removed`], or [`PlanView`] | change |
 //! | `GET /v1/machines/{name}/logs?lines=N&follow=bool` | → text/plain, the console | view |
 //! | `POST /v1/machines/{name}/exec` | `Connection: upgrade`, `Upgrade: lathe-guest`: then frames of the guest protocol, first an `Exec` request | change |
 //! | `POST /v1/machines/{name}/console` | `Upgrade: lathe-console`: then raw bytes both ways | change |
@@ -258,6 +262,81 @@ pub enum DiskSource {
         #[serde(default)]
         read_only: bool,
     },
+}
+
+/// One more disk of a machine: an upload, a file or device in place, a copy of an image, or an empty one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskAddRequest {
+    /// 1..=20 of `a-z 0-9 -`, beginning with a letter, not ending with `-`; the guest sees it as the disk's serial. `None`: `data1`, `data2`, ….
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Where it comes from, unless it is a copy of an image or empty.
+    #[serde(default)]
+    pub source: Option<DiskSource>,
+    /// An imported image, which is copied.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// Bytes: of an empty disk, at least 1 MiB; or what an upload or image is enlarged to.
+    #[serde(default)]
+    pub size_bytes: Option<u64>,
+    /// Refuse writes.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// A disk grows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskGrowRequest {
+    /// Bytes, at least as many as it has; rounded up to whole sectors of 512.
+    pub size_bytes: u64,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskView {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// Machine name.
+    pub machine: String,
+    /// Unique in the machine, and its serial in the guest: `/dev/disk/by-id/virtio-NAME`.
+    pub name: String,
+    /// Bytes; `None` when a disk in place cannot be looked at.
+    pub size_bytes: Option<u64>,
+    /// Refuses writes.
+    pub read_only: bool,
+    /// The machine boots from it.
+    pub boots: bool,
+    /// Whether the guest has it.
+    pub state: DiskState,
+    /// `empty`, `upload`, `image debian-12`, `in place`.
+    pub source: String,
+    /// Its file or device on the host.
+    pub path: String,
+}
+
+/// Whether the guest has a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskState {
+    /// It has.
+    Attached,
+    /// It has not; it gets it at its next start.
+    Detached,
+    /// It is being made.
+    Adding,
+    /// The guest has been asked to let it go.
+    Removing,
+}
+
+/// Disks of one machine.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DiskList {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// In the order in which it gets them.
+    pub disks: Vec<DiskView>,
 }
 
 /// A change of shape. What is absent stays.

@@ -82,6 +82,9 @@ pub enum Verb {
     Doctor,
     /// Follow what happens
     Events,
+    /// Add, grow, list and remove disks of a machine, while it runs too
+    #[command(subcommand)]
+    Disk(DiskVerb),
     /// Import, list and remove images
     #[command(subcommand)]
     Image(ImageVerb),
@@ -449,6 +452,91 @@ pub struct LogsArgs {
     pub follow: bool,
 }
 
+/// Verbs of `lathe disk`.
+#[derive(Debug, Subcommand)]
+pub enum DiskVerb {
+    /// Give a machine one more disk: plugged in at once if it runs, otherwise at its next start
+    Add(DiskAddArgs),
+    /// List a machine's disks
+    #[command(visible_alias = "ls")]
+    List {
+        /// Machine
+        machine: String,
+    },
+    /// Enlarge a disk, which a running guest sees at once; disks never shrink
+    Grow(DiskGrowArgs),
+    /// Take a disk out of a machine as soon as its guest lets it go; a private one's data is kept unless --purge
+    #[command(visible_alias = "rm")]
+    Remove(DiskRemoveArgs),
+}
+
+/// Options of `lathe disk add`.
+#[derive(Debug, Args)]
+pub struct DiskAddArgs {
+    /// Machine
+    pub machine: String,
+    /// Size of an empty disk, or what the file or image is enlarged to (10G)
+    #[arg(long, value_name = "BYTES", required_unless_present_any = ["file", "image"])]
+    pub size: Option<Bytes>,
+    /// Raw disk: a file is copied, a block device or a file that the configuration allows is used in place with `in-place:PATH[,ro]`
+    #[arg(long, value_name = "FILE|in-place:PATH[,ro]")]
+    pub file: Option<String>,
+    /// A copy of this imported image
+    #[arg(long, value_name = "IMAGE", conflicts_with = "file")]
+    pub image: Option<String>,
+    /// Refuse writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// Its name, and its serial in the guest: 1 to 20 of a-z 0-9 -; lathe-0 is the one to boot from [default: data1, data2, …]
+    #[arg(long, value_name = "NAME")]
+    pub id: Option<String>,
+    /// Show what would be done, change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// With --plan: exit with 11 when there is something to do
+    #[arg(long, requires = "plan")]
+    pub exit_code: bool,
+}
+
+/// Options of `lathe disk grow`.
+#[derive(Debug, Args)]
+pub struct DiskGrowArgs {
+    /// Machine
+    pub machine: String,
+    /// Disk
+    pub disk: String,
+    /// Its size then: 20G, +2G, +10%
+    #[arg(value_name = "CHANGE", allow_hyphen_values = true)]
+    pub size: Change<Bytes>,
+    /// Show what would be done, change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// With --plan: exit with 11 when there is something to do
+    #[arg(long, requires = "plan")]
+    pub exit_code: bool,
+}
+
+/// Options of `lathe disk remove`.
+#[derive(Debug, Args)]
+pub struct DiskRemoveArgs {
+    /// Machine
+    pub machine: String,
+    /// Disk
+    pub disk: String,
+    /// Delete its data too
+    #[arg(long)]
+    pub purge: bool,
+    /// Seconds that a running guest gets to let it go; after that it stays
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub timeout: u32,
+    /// Show what would be done, change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// With --plan: exit with 11 when there is something to do
+    #[arg(long, requires = "plan")]
+    pub exit_code: bool,
+}
+
 /// Verbs of `lathe image`.
 #[derive(Debug, Subcommand)]
 pub enum ImageVerb {
@@ -616,6 +704,7 @@ mod tests {
             "lathe run [OPTIONS]",
             "\\-\\-if\\-revision",
             "lathe image import",
+            "lathe disk grow [OPTIONS]",
             "lathe cluster join",
             "EXIT STATUS",
         ] {
@@ -651,5 +740,9 @@ mod tests {
         let Verb::Resize(args) = cli.verb else { panic!("not a resize") };
         assert_eq!(args.cpu, Some(Change::Down(MilliCpu(500))));
         assert_eq!(args.net, Some(Limit::Change(Change::Percent { up: true, centipercent: 1000 })));
+        let cli = Cli::try_parse_from(["lathe", "disk", "grow", "web", "data1", "-2G", "--plan"]).unwrap();
+        let Verb::Disk(DiskVerb::Grow(args)) = cli.verb else { panic!("grows no disk") };
+        assert!(args.plan && args.size == Change::Down(Bytes(2 << 30)));
+        assert!(Cli::try_parse_from(["lathe", "disk", "add", "web"]).is_err(), "how large?");
     }
 }

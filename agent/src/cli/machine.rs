@@ -34,12 +34,16 @@ pub(super) fn machine_path(name: &str) -> Result<String, Problem> {
 }
 
 /// The uploads of one request: those that no machine is made from in the end are thrown away again.
-struct Uploads<'a> {
+pub(super) struct Uploads<'a> {
     client: &'a Client,
     ids: Vec<String>,
 }
 
-impl Uploads<'_> {
+impl<'a> Uploads<'a> {
+    pub(super) fn new(client: &'a Client) -> Self {
+        Self { client, ids: Vec::new() }
+    }
+
     async fn send(&mut self, file: &Path) -> Result<String, Problem> {
         let upload: Upload = self.client.upload("/v1/uploads", file).await?;
         self.ids.push(upload.id.clone());
@@ -53,7 +57,7 @@ impl Uploads<'_> {
         }
     }
 
-    async fn discard(self) {
+    pub(super) async fn discard(self) {
         for id in self.ids {
             // What cannot be removed now, or is no more, lathed removes by age.
             let _: Result<Removed, Problem> = self.client.delete(&format!("/v1/uploads/{id}")).await;
@@ -61,7 +65,8 @@ impl Uploads<'_> {
     }
 }
 
-async fn disk(uploads: &mut Uploads<'_>, text: &str) -> Result<DiskSource, Problem> {
+/// `FILE|in-place:PATH[,ro]`.
+pub(super) async fn disk(uploads: &mut Uploads<'_>, text: &str) -> Result<DiskSource, Problem> {
     if let Some(path) = text.strip_prefix("in-place:") {
         let (path, read_only) = path.strip_suffix(",ro").map_or((path, false), |path| (path, true));
         return Ok(DiskSource::Path { path: path.to_owned(), read_only });
@@ -122,7 +127,7 @@ async fn ask_for_machine(uploads: &mut Uploads<'_>, args: &RunArgs) -> Result<As
 /// `lathe run`.
 pub async fn run(client: &Client, json: bool, args: Box<RunArgs>) -> Verdict {
     let begun = Instant::now();
-    let mut uploads = Uploads { client, ids: Vec::new() };
+    let mut uploads = Uploads::new(client);
     let asked = ask_for_machine(&mut uploads, &args).await;
     let (request, mut view) = match asked {
         Ok(Asked::Machine(request, view)) => (request, view),

@@ -3,7 +3,7 @@
 //! - [`args`]: the definition of every verb and option, from which help, man page and completions are made
 //! - [`client`]: HTTP over the Unix socket
 //! - [`output`]: tables, amounts, errors as people read them
-//! - [`machine`], [`resize`], [`host`], [`image`], [`cluster`]: the verbs
+//! - [`machine`], [`resize`], [`disk`], [`host`], [`image`], [`cluster`]: the verbs
 //! - [`stream`]: `exec` and `console`
 //!
 //! Data goes to standard output, talk to standard error. Exit codes: [`exit`].
@@ -11,6 +11,7 @@
 pub mod args;
 pub mod client;
 pub mod cluster;
+pub mod disk;
 pub mod host;
 pub mod image;
 pub mod machine;
@@ -75,6 +76,7 @@ pub async fn execute(cli: Cli) -> Verdict {
         Verb::Peers => host::peers(&client, json).await,
         Verb::Doctor => host::doctor(&client, json).await,
         Verb::Events => host::events(&client).await,
+        Verb::Disk(verb) => disk::disk(&client, json, verb).await,
         Verb::Image(verb) => image::image(&client, json, verb).await,
         Verb::Cluster(verb) => cluster::cluster(&client, json, verb).await,
         Verb::Completions { shell } => {

@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::core::{Core, Entry, Usage};
+use super::disks::{self, DiskChange, Plugs};
 use super::launch::{self, Live};
 use super::life::{self, Decision, Effect, End, EndKind, Event, Life, Refused, Rules};
 use super::resize::Shaper;
@@ -59,6 +60,10 @@ pub enum Ask {
     },
     /// Ends an operation, by its number, as if it had not been asked for; answered when what was before is on its way back.
     Cancel(u64, oneshot::Sender<Result<OperationView, Problem>>),
+    /// A change of its disks; answered when it is done or refused.
+    Disk(DiskChange, disks::Reply),
+    /// The file of a disk of this name is made, or is not.
+    DiskMade(String, Result<(), Problem>),
     /// What came of a step of a change of shape.
     Shape(shape::Event),
     /// The guest agent was found or lost.
@@ -89,6 +94,7 @@ pub(super) struct Actor {
     since: Instant,
     attempts: u32,
     pub(super) shape: Shaper,
+    pub(super) plugs: Plugs,
 }
 
 impl Actor {
@@ -99,6 +105,7 @@ impl Actor {
             core,
             entry,
             shape,
+            plugs: Plugs::default(),
             live: None,
             notices: None,
             exit: None,
@@ -121,6 +128,7 @@ impl Actor {
         while self.life() != Life::Gone {
             let deadline = self.timer.unwrap_or_else(far_away);
             let look = resize::wake(&self).map(Instant::from_std);
+            let disk = self.plugs.wake();
             tokio::select! {
                 ask = asks.recv() => match ask {
                     Some(ask) => self.take(ask).await,
@@ -137,6 +145,7 @@ impl Actor {
                         self.press_power().await;
                     }
                 }
+                () = sleep_until(disk.unwrap_or_else(far_away)), if disk.is_some() => disks::tick(&mut self).await,
                 () = sleep_until(look.unwrap_or_else(far_away)), if look.is_some() => {
                     resize::tick(&mut self).await;
                 }
@@ -171,6 +180,8 @@ impl Actor {
             Ask::Cancel(number, reply) => {
                 let _ = reply.send(resize::cancel(self, number).await);
             }
+            Ask::Disk(change, reply) => disks::change(self, change, reply).await,
+            Ask::DiskMade(disk, made) => disks::made(self, &disk, made).await,
             Ask::Shape(event) => resize::take_in(self, event).await,
             Ask::GuestAgent(there) => {
                 self.entry.with(|shared| shared.guest_agent = there);
@@ -359,6 +370,7 @@ impl Actor {
                     shared.problem = None;
                     shared.usage = Usage::default();
                     shared.reboots = 0;
+                    shared.plugged = disks::plugged_at_start(&record);
                 });
                 self.connect(started.live, started.notices).await;
                 resize::up(self, resize::Found::Started(started.placed)).await;
@@ -405,6 +417,7 @@ impl Actor {
             shared.guest_agent = false;
             shared.quota_milli = None;
             shared.force = None;
+            shared.plugged.clear();
             shared.port = PortState::default();
             shared.usage = Usage::default();
         });
@@ -452,7 +465,7 @@ impl Actor {
                 let message = format!("{} reset itself by a triple fault", self.entry.name);
                 self.core.tell("machine-triple-fault", &self.entry.name, message);
             }
-            Notice::Event(MonitorEvent::DeviceDetached { .. }) => {}
+            Notice::Event(MonitorEvent::DeviceDetached { .. }) => disks::settle(self).await,
             Notice::Answer(id, result) => resize::answered(self, id, result).await,
             Notice::Gone => {
                 let end = self.how_it_ended().await;
@@ -543,13 +556,14 @@ impl Actor {
         resize::down(self).await;
         for attempt in 1..=CLEAR_ATTEMPTS {
             match self.try_clear().await {
-                Ok(()) => return,
+                Ok(()) => break,
                 Err(problem) => {
                     tracing::error!(machine = self.entry.name, attempt, %problem, "cannot clear up after a machine");
                 }
             }
             tokio::time::sleep(CLEAR_PAUSE).await;
         }
+        disks::down(self).await;
     }
 
     async fn try_clear(&self) -> Result<(), Problem> {

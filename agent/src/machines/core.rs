@@ -91,6 +91,8 @@ pub struct Shared {
     pub force: Option<Force>,
     /// What is not in force of it, in words.
     pub short: String,
+    /// Names of the disks that its monitor has.
+    pub plugged: BTreeSet<String>,
     /// The guest agent answers.
     pub guest_agent: bool,
     /// How often the guest has reset since it was started.
@@ -148,6 +150,7 @@ impl Entry {
                 quota_milli: None,
                 force: None,
                 short: String::new(),
+                plugged: BTreeSet::new(),
                 guest_agent: false,
                 reboots: 0,
                 problem: None,
@@ -257,7 +260,7 @@ impl Core {
         let uses = |entry: &Arc<Entry>| {
             entry.with(|shared| {
                 shared.record.life.holds_shards()
-                    && shared.record.source.disks.iter().any(|disk| match disk {
+                    && shared.record.source.disks.iter().any(|drive| match &drive.disk {
                         Disk::Path { path, .. } => spec::disk_identity(Path::new(path)) == Some(wanted),
                         _ => false,
                     })

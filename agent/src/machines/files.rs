@@ -1,9 +1,9 @@
 //! A machine's files: its folder, private disks, what is kept of it.
 //!
 //! ```text
-//! STATE/uploads/ID            ──hard link──► STATE/machines/NAME/{kernel,initrd,diskN.raw}
-//! image's raw disk  ──reflink or sparse copy──► STATE/machines/NAME/diskN.raw
-//! rm: STATE/machines/NAME/diskN.raw ──rename──► STATE/kept/NAME-TIME/
+//! STATE/uploads/ID            ──hard link──► STATE/machines/NAME/{kernel,initrd,disk….raw}
+//! image's raw disk  ──reflink or sparse copy──► STATE/machines/NAME/disk….raw
+//! rm, disk remove: STATE/machines/NAME/disk….raw ──rename──► STATE/kept/NAME-TIME/
 //! ```
 //! Uploads are linked, not moved, until the machine has run once: a run that fails leaves them where they were. Everything is
 //! blocking and repeatable. Reflink: ioctl_ficlone(2); holes: lseek(2), `SEEK_DATA`.
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::config::CoreConfig;
-use super::record::{Disk, Initrd, Kernel, Record};
+use super::record::{Disk, Drive, Initrd, Kernel, Record};
 use crate::problem::{Kind, Problem};
 
 /// Bytes that are copied at once.
@@ -32,12 +32,12 @@ fn failed(what: String) -> impl FnOnce(io::Error) -> Problem {
     }
 }
 
-/// Where disk `index` of a machine is.
-pub fn disk_path(config: &CoreConfig, record: &Record, index: usize) -> PathBuf {
-    match &record.source.disks[index] {
+/// Where a disk of `machine` is.
+pub fn disk_path(config: &CoreConfig, machine: &str, drive: &Drive) -> PathBuf {
+    match &drive.disk {
         Disk::Path { path, .. } => PathBuf::from(path),
-        Disk::Image { .. } | Disk::Upload { .. } => {
-            config.machine_dir(&record.name).join(format!("disk{index}.raw"))
+        Disk::Empty { .. } | Disk::Image { .. } | Disk::Upload { .. } => {
+            config.machine_dir(machine).join(drive.file_name())
         }
     }
 }
@@ -60,23 +60,94 @@ pub fn prepare(config: &CoreConfig, record: &Record) -> Result<(), Problem> {
     if let Initrd::Own { upload } = &record.source.initrd {
         link_upload(config, upload, &folder.join("initrd"))?;
     }
-    for (index, disk) in record.source.disks.iter().enumerate() {
-        let path = disk_path(config, record, index);
-        match disk {
-            Disk::Path { .. } => {}
-            Disk::Upload { upload, size_bytes } => {
-                link_upload(config, upload, &path)?;
-                set_size(&path, *size_bytes)?;
-            }
-            Disk::Image { image, size_bytes } => {
-                let source = config.images.open(image)?.path;
-                copy(&source, &path)
-                    .map_err(failed(format!("cannot copy image {image} to {}", path.display())))?;
-                set_size(&path, *size_bytes)?;
-            }
-        }
+    for drive in &record.source.disks {
+        make_disk(config, &record.name, drive)?;
     }
     sync_folder(&folder)
+}
+
+/// Makes the file of a private disk; whatever is in its place must be gone.
+///
+/// # Errors
+/// `disk-full`, `no-such-upload`, `no-such-image`, `internal`.
+fn make_disk(config: &CoreConfig, machine: &str, drive: &Drive) -> Result<(), Problem> {
+    let path = disk_path(config, machine, drive);
+    match &drive.disk {
+        Disk::Path { .. } => return Ok(()),
+        Disk::Empty { .. } => {
+            let make = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            make.map_err(failed(format!("cannot make {}", path.display())))?;
+        }
+        Disk::Upload { upload, .. } => link_upload(config, upload, &path)?,
+        Disk::Image { image, .. } => {
+            let source = config.images.open(image)?.path;
+            copy(&source, &path)
+                .map_err(failed(format!("cannot copy image {image} to {}", path.display())))?;
+        }
+    }
+    set_size(&path, drive.disk.private_bytes().unwrap_or(0))
+}
+
+/// Makes the file of a disk that a machine is given later, durably.
+///
+/// # Errors
+/// As [`prepare`].
+pub fn add_disk(config: &CoreConfig, machine: &str, drive: &Drive) -> Result<(), Problem> {
+    make_disk(config, machine, drive)?;
+    sync_folder(&config.machine_dir(machine))
+}
+
+/// Takes a private disk's file out of the machine's folder, if it is there: to `STATE/kept/` unless `purge`. Answers where it is.
+///
+/// # Errors
+/// `internal`.
+pub fn take_disk(
+    config: &CoreConfig,
+    machine: &str,
+    drive: &Drive,
+    purge: bool,
+    unix_sec: u64,
+) -> Result<Option<PathBuf>, Problem> {
+    let path = disk_path(config, machine, drive);
+    if drive.disk.private_bytes().is_none() || !path.exists() {
+        return Ok(None);
+    }
+    if purge {
+        fs::remove_file(&path).map_err(failed(format!("cannot remove {}", path.display())))?;
+        sync_folder(&config.machine_dir(machine))?;
+        return Ok(None);
+    }
+    let name = drive.file_name();
+    let shelves = config.state_dir.join("kept");
+    // Two disks of one name may go within a second.
+    let shelf = (unix_sec..)
+        .map(|second| shelves.join(format!("{machine}-{second}")))
+        .find(|shelf| !shelf.join(&name).exists());
+    let shelf = shelf.unwrap_or(shelves);
+    keep(&path, &shelf, &name)?;
+    Ok(Some(shelf.join(name)))
+}
+
+/// Moves the file at `path` to `shelf`, under `name`.
+fn keep(path: &Path, shelf: &Path, name: &str) -> Result<(), Problem> {
+    let target = shelf.join(name);
+    let what = format!("cannot keep {} as {}", path.display(), target.display());
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(shelf)
+        .and_then(|()| fs::rename(path, &target))
+        .map_err(failed(what))?;
+    sync_folder(shelf)
+}
+
+/// Bytes of a regular file or a block device.
+///
+/// # Errors
+/// `internal`.
+pub fn size_of(path: &Path) -> Result<u64, Problem> {
+    let size = File::open(path).and_then(|mut file| file.seek(SeekFrom::End(0)));
+    size.map_err(failed(format!("cannot look at {}", path.display())))
 }
 
 fn link_upload(config: &CoreConfig, upload: &str, to: &Path) -> Result<(), Problem> {
@@ -99,17 +170,28 @@ pub fn forget_uploads(config: &CoreConfig, record: &Record) {
         Initrd::Own { upload } => Some(upload),
         _ => None,
     };
-    let disks = record.source.disks.iter().filter_map(|disk| match disk {
-        Disk::Upload { upload, .. } => Some(upload),
-        _ => None,
-    });
-    for upload in kernel.into_iter().chain(initrd).chain(disks) {
+    for upload in kernel.into_iter().chain(initrd) {
         // One that stays is removed by age.
+        let _ = fs::remove_file(config.uploads_dir().join(upload));
+    }
+    for drive in &record.source.disks {
+        forget_upload(config, drive);
+    }
+}
+
+/// Removes the upload that a disk was made from.
+pub fn forget_upload(config: &CoreConfig, drive: &Drive) {
+    if let Disk::Upload { upload, .. } = &drive.disk {
+        // As above.
         let _ = fs::remove_file(config.uploads_dir().join(upload));
     }
 }
 
-fn set_size(path: &Path, size_bytes: u64) -> Result<(), Problem> {
+/// Makes a file this large if it is smaller, durably; what is added is a hole.
+///
+/// # Errors
+/// `disk-full`, `internal`.
+pub fn set_size(path: &Path, size_bytes: u64) -> Result<(), Problem> {
     let resize = || {
         let file = OpenOptions::new().write(true).open(path)?;
         if file.metadata()?.len() < size_bytes {
@@ -168,21 +250,13 @@ pub fn erase(
     let folder = config.machine_dir(&record.name);
     let mut kept = None;
     if !purge {
-        for index in 0..record.source.disks.len() {
-            let path = disk_path(config, record, index);
-            if !path.starts_with(&folder) || !path.exists() {
+        for drive in &record.source.disks {
+            let path = disk_path(config, &record.name, drive);
+            if drive.disk.private_bytes().is_none() || !path.exists() {
                 continue;
             }
             let shelf = config.state_dir.join("kept").join(format!("{}-{unix_sec}", record.name));
-            let target = shelf.join(format!("disk{index}.raw"));
-            let what = format!("cannot keep {} as {}", path.display(), target.display());
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&shelf)
-                .and_then(|()| fs::rename(&path, &target))
-                .map_err(failed(what))?;
-            sync_folder(&shelf)?;
+            keep(&path, &shelf, &drive.file_name())?;
             kept = Some(shelf);
         }
     }
@@ -283,10 +357,11 @@ mod tests {
         let mut config = config(folder.path());
         config.images = Arc::new(OneImage(image(folder.path())));
         let mut machine = record("demo");
-        machine.source.disks = vec![Disk::Image { image: "x".to_owned(), size_bytes: 8 << 20 }];
+        machine.source.disks =
+            vec![Drive::first(0, Disk::Image { image: "x".to_owned(), size_bytes: 8 << 20 })];
         prepare(&config, &machine).unwrap();
         prepare(&config, &machine).unwrap();
-        let disk = disk_path(&config, &machine, 0);
+        let disk = disk_path(&config, "demo", &machine.source.disks[0]);
         let bytes = fs::read(&disk).unwrap();
         assert_eq!(bytes.len(), 8 << 20);
         assert!(bytes[2 << 20..(2 << 20) + 4096].iter().all(|byte| *byte == 7));
@@ -300,6 +375,30 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_is_taken_out_is_kept_once_and_never_over_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path());
+        fs::create_dir_all(config.machine_dir("demo")).unwrap();
+        let name = "data1".to_owned();
+        let drive = Drive { name, ..Drive::first(0, Disk::Empty { size_bytes: 4096 }) };
+        let mut kept = Vec::new();
+        for _ in 0..2 {
+            add_disk(&config, "demo", &drive).unwrap();
+            assert!(add_disk(&config, "demo", &drive).is_err(), "never over what is there");
+            kept.push(take_disk(&config, "demo", &drive, false, 5).unwrap().unwrap());
+            assert_eq!(take_disk(&config, "demo", &drive, false, 5).unwrap(), None, "twice is once");
+        }
+        assert!(
+            kept[0].ends_with("kept/demo-5/disk-data1.raw")
+                && kept[1].ends_with("kept/demo-6/disk-data1.raw")
+        );
+        assert!(kept.iter().all(|path| size_of(path).unwrap() == 4096));
+        add_disk(&config, "demo", &drive).unwrap();
+        assert_eq!(take_disk(&config, "demo", &drive, true, 5).unwrap(), None);
+        assert_eq!(fs::read_dir(config.machine_dir("demo")).unwrap().count(), 0);
+    }
+
+    #[test]
     fn a_run_that_fails_leaves_its_uploads() {
         let folder = tempfile::tempdir().unwrap();
         let config = config(folder.path());
@@ -307,7 +406,8 @@ mod tests {
         fs::write(config.uploads_dir().join("k1"), "kernel").unwrap();
         let mut machine = record("demo");
         machine.source.kernel = Kernel::Own { upload: "k1".to_owned() };
-        machine.source.disks = vec![Disk::Upload { upload: "gone".to_owned(), size_bytes: 512 }];
+        machine.source.disks =
+            vec![Drive::first(0, Disk::Upload { upload: "gone".to_owned(), size_bytes: 512 })];
         assert_eq!(prepare(&config, &machine).unwrap_err().code, "no-such-upload");
         erase(&config, &machine, true, 1).unwrap();
         assert!(config.uploads_dir().join("k1").exists());

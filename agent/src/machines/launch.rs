@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use super::console::Console;
 use super::core::Core;
 use super::files;
-use super::record::{Booted, Disk, Initrd, Kernel, Record};
+use super::record::{Booted, Drive, Initrd, Kernel, Link, Record};
 use super::shape::HOT_RATIO;
 use crate::api::wire::OnTrouble;
 use crate::bootimage::{self, BootImageSpec};
@@ -39,6 +39,10 @@ pub const OVERHEAD_BYTES: u64 = 64 << 20;
 const PIDS_MAX: u64 = 256;
 /// First protocol version of monitors that can limit disks.
 const DISK_RATES_VERSION: u32 = 3;
+/// How many more disks than at its start a machine can have while it runs: as many as monitors keep rings for.
+pub const HOTPLUG_SLOTS: u8 = 4;
+/// First protocol version of monitors that plug disks and say which they have.
+const HOTPLUG_VERSION: u32 = 3;
 /// Where distributions keep kernels and their initial RAM disks.
 const BOOT: &str = "/boot";
 /// Static busybox of Debian's busybox-static, for a shell in the built-in guest.
@@ -128,6 +132,9 @@ pub async fn launch(core: &Core, record: &Record, console: &Arc<Console>) -> Res
         let message = format!("{name}: its new monitor is already in phase {phase:?}");
         return Err(Problem::new(Kind::Internal, "launch-failed", message));
     }
+    if monitor.version() < HOTPLUG_VERSION {
+        config.hotplug_slots = 0;
+    }
     let descriptors: Vec<_> = handover.0.iter().map(AsFd::as_fd).collect();
     monitor
         .call(Command::Define(Box::new(config)), &descriptors)
@@ -187,7 +194,7 @@ async fn define(
         cpus_max: Some(record.vcpus_max(core.most().cpu.0)),
         memory_max_bytes: Some(memory_max_bytes),
         balloon: true,
-        hotplug_slots: 0,
+        hotplug_slots: HOTPLUG_SLOTS,
         memory_bytes: record.desired.memory_bytes,
         kernel,
         initrd,
@@ -324,22 +331,29 @@ fn vsock_listener(folder: &Path) -> Result<UnixListener, Problem> {
 }
 
 fn open_disks(core: &Core, record: &Record, handover: &mut Handover) -> Result<Vec<DiskConfig>, Problem> {
-    let mut disks = Vec::new();
-    for (index, disk) in record.source.disks.iter().enumerate() {
-        let path = files::disk_path(&core.config, record, index);
-        let read_only = matches!(disk, Disk::Path { read_only: true, .. });
-        let file = files::open_disk(&path, read_only).map_err(|problem| {
-            match core.user_of_disk(&path, &record.name) {
-                Some(owner) if problem.code == "disk-in-use" => {
-                    let message = format!("{} is in use by machine {owner}", path.display());
-                    Problem { message, ..problem }.detail("").fix(format!("lathe stop {owner}"))
-                }
-                _ => problem,
-            }
-        })?;
-        disks.push(DiskConfig { fd: handover.add(file), read_only, serial: format!("lathe-{index}") });
-    }
-    Ok(disks)
+    // One that is still being made comes later.
+    let ready = record.source.disks.iter().filter(|drive| drive.link != Link::Adding);
+    ready.map(|drive| Ok(disk_config(drive, handover.add(open_disk(core, &record.name, drive)?)))).collect()
+}
+
+/// What a monitor is told of a disk, whose file has this index in the message.
+pub fn disk_config(drive: &Drive, fd: FdIndex) -> DiskConfig {
+    DiskConfig { fd, read_only: drive.is_read_only(), serial: drive.name.clone() }
+}
+
+/// Opens and locks a disk of `machine`.
+///
+/// # Errors
+/// `disk-in-use` with the machine that has it, `internal`.
+pub fn open_disk(core: &Core, machine: &str, drive: &Drive) -> Result<File, Problem> {
+    let path = files::disk_path(&core.config, machine, drive);
+    files::open_disk(&path, drive.is_read_only()).map_err(|problem| match core.user_of_disk(&path, machine) {
+        Some(owner) if problem.code == "disk-in-use" => {
+            let message = format!("{} is in use by machine {owner}", path.display());
+            Problem { message, ..problem }.detail("").fix(format!("lathe stop {owner}"))
+        }
+        _ => problem,
+    })
 }
 
 /// The most memory that it may have while it runs: its bound or what the host has, and no more than what it can carry, because a guest prepares
@@ -360,11 +374,12 @@ fn cmdline(core: &Core, record: &Record, hot: bool) -> String {
 }
 
 fn own_cmdline(core: &Core, record: &Record) -> String {
-    match (&record.source.initrd, record.source.disks.is_empty()) {
+    let root = record.source.disks.first().filter(|drive| record.boots_from(&drive.name));
+    match (&record.source.initrd, root) {
         (Initrd::BuiltIn, _) => format!("{CMDLINE} quiet"),
-        (_, true) => CMDLINE.to_owned(),
-        (_, false) => {
-            let root = files::root_device(&files::disk_path(&core.config, record, 0));
+        (_, None) => CMDLINE.to_owned(),
+        (_, Some(root)) => {
+            let root = files::root_device(&files::disk_path(&core.config, &record.name, root));
             format!("{CMDLINE} root={root} rw")
         }
     }

@@ -12,7 +12,7 @@
 //! | [`record`] | what is stored of a machine |
 //! | `actor` | one task per machine: decides, stores, does |
 //! | [`shape`] | what is desired and what is in force, the pure decision of what to do next |
-//! | `launch`, [`files`], `resize`, [`guest`], [`console`] | the doing |
+//! | `launch`, [`files`], `resize`, `disks`, [`guest`], [`console`] | the doing |
 //! | [`spec`], [`config`] | requests and configuration, checked |
 //! | `core`, `view`, `sample` | what machines share, what is shown, what is used |
 //!
@@ -23,6 +23,7 @@ mod actor;
 pub mod config;
 pub mod console;
 mod core;
+mod disks;
 pub mod files;
 pub mod guest;
 mod launch;
@@ -35,6 +36,8 @@ pub mod spec;
 mod start;
 mod view;
 
+#[cfg(test)]
+mod disks_tests;
 #[cfg(test)]
 mod reshape_tests;
 #[cfg(test)]
@@ -51,6 +54,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 pub use self::config::{CoreConfig, ImageFile, ImageSource, LauncherKind, NetworkConfig, NoImages, Reserve};
 pub use self::console::ConsoleHandle;
+pub use self::disks::{DiskChange, DiskChanged};
 
 use self::actor::{ASK_QUEUE, Actor, Ask};
 use self::core::{Core, Entry};
@@ -164,9 +168,9 @@ impl Machines {
             return Err(Problem::new(Kind::Conflict, "name-taken", message)
                 .fix(format!("lathe show {0}        or remove it: lathe rm {0}", record.name)));
         }
-        for (index, disk) in record.source.disks.iter().enumerate() {
-            let record::Disk::Path { .. } = disk else { continue };
-            let path = files::disk_path(&self.core.config, &record, index);
+        for drive in &record.source.disks {
+            let record::Disk::Path { .. } = drive.disk else { continue };
+            let path = files::disk_path(&self.core.config, &record.name, drive);
             if let Some(owner) = self.core.user_of_disk(&path, &record.name) {
                 let message = format!("{} is in use by machine {owner}", path.display());
                 return Err(
@@ -516,7 +520,8 @@ async fn ask(entry: &Entry, event: Event) -> Result<(), Problem> {
 }
 
 impl Core {
-    fn new_entry(&self, record: Record) -> (Arc<Entry>, mpsc::Receiver<Ask>) {
+    fn new_entry(&self, mut record: Record) -> (Arc<Entry>, mpsc::Receiver<Ask>) {
+        record.name_drives();
         let (sender, asks) = mpsc::channel(ASK_QUEUE);
         let folder = self.config.machine_dir(&record.name);
         (Arc::new(Entry::new(record, &folder, sender)), asks)

@@ -128,7 +128,7 @@ pub struct Source {
     /// Its initial RAM disk.
     pub initrd: Initrd,
     /// Its disks, in order.
-    pub disks: Vec<Disk>,
+    pub disks: Vec<Drive>,
     /// Kernel command line, if one was given.
     pub cmdline: Option<String>,
     /// For people.
@@ -165,18 +165,56 @@ pub enum Initrd {
     },
 }
 
-/// A disk.
+/// A disk of a machine, under its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drive {
+    /// What it is.
+    #[serde(flatten)]
+    pub disk: Disk,
+    /// Unique in the machine, also its serial in the guest; empty in records of an earlier release, see [`Record::name_drives`].
+    #[serde(default)]
+    pub name: String,
+    /// Refuse writes, whatever [`Disk::Path`] says.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Whether it comes or goes.
+    #[serde(default)]
+    pub link: Link,
+}
+
+/// Whether a disk comes or goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Link {
+    /// It belongs to the machine.
+    #[default]
+    Here,
+    /// It is being made; nobody was promised it yet.
+    Adding,
+    /// It goes as soon as the guest lets it.
+    Removing {
+        /// With its data.
+        purge: bool,
+    },
+}
+
+/// A disk's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Disk {
-    /// `diskN.raw` in the machine's folder, once a copy of an image.
+    /// A file in the machine's folder, once empty.
+    Empty {
+        /// Bytes as the guest sees it.
+        size_bytes: u64,
+    },
+    /// A file in the machine's folder, once a copy of an image.
     Image {
         /// The image.
         image: String,
         /// Bytes as the guest sees it.
         size_bytes: u64,
     },
-    /// `diskN.raw` in the machine's folder, once an upload.
+    /// A file in the machine's folder, once an upload.
     Upload {
         /// Upload id.
         upload: String,
@@ -193,11 +231,48 @@ pub enum Disk {
 }
 
 impl Disk {
-    /// Bytes that it occupies in the state directory at most.
-    pub fn booked_bytes(&self) -> u64 {
+    /// Bytes of a private disk: as the guest sees it, and as it occupies in the state directory at most. `None`: used in place.
+    pub fn private_bytes(&self) -> Option<u64> {
         match self {
-            Self::Image { size_bytes, .. } | Self::Upload { size_bytes, .. } => *size_bytes,
-            Self::Path { .. } => 0,
+            Self::Empty { size_bytes } | Self::Image { size_bytes, .. } | Self::Upload { size_bytes, .. } => {
+                Some(*size_bytes)
+            }
+            Self::Path { .. } => None,
+        }
+    }
+
+    /// Makes a private disk this large.
+    pub fn set_private_bytes(&mut self, bytes: u64) {
+        match self {
+            Self::Empty { size_bytes } | Self::Image { size_bytes, .. } | Self::Upload { size_bytes, .. } => {
+                *size_bytes = bytes;
+            }
+            Self::Path { .. } => {}
+        }
+    }
+}
+
+/// Name of disk `index` of those that a machine is made with.
+fn numbered(index: usize) -> String {
+    format!("lathe-{index}")
+}
+
+impl Drive {
+    /// Disk `index` of those that a machine is made with.
+    pub fn first(index: usize, disk: Disk) -> Self {
+        Self { disk, name: numbered(index), read_only: false, link: Link::Here }
+    }
+
+    /// Whether the guest cannot write to it.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only || matches!(self.disk, Disk::Path { read_only: true, .. })
+    }
+
+    /// Name of its file in the machine's folder, if it is private.
+    pub fn file_name(&self) -> String {
+        match self.name.strip_prefix("lathe-").and_then(|number| number.parse::<u32>().ok()) {
+            Some(number) => format!("disk{number}.raw"),
+            None => format!("disk-{}.raw", self.name),
         }
     }
 }
@@ -218,8 +293,8 @@ pub struct Net {
 impl Record {
     /// What the books must hold for it: an upper bound of what it has.
     pub fn held(&self) -> Shape {
-        let disk = self.source.disks.iter().fold(0_u64, |sum, disk| sum.saturating_add(disk.booked_bytes()));
-        let disk = Bytes(disk);
+        let booked = self.source.disks.iter().filter_map(|drive| drive.disk.private_bytes());
+        let disk = Bytes(booked.fold(0_u64, u64::saturating_add));
         if !self.life.holds_shards() {
             return Shape { disk, ..Shape::default() };
         }
@@ -238,6 +313,38 @@ impl Record {
             disk,
             ..Shape::default()
         }
+    }
+
+    /// Gives the disks of an earlier release their names.
+    pub fn name_drives(&mut self) {
+        for (index, drive) in self.source.disks.iter_mut().enumerate() {
+            if drive.name.is_empty() {
+                drive.name = numbered(index);
+            }
+        }
+    }
+
+    /// Its disk of this name.
+    pub fn drive(&self, name: &str) -> Option<&Drive> {
+        self.source.disks.iter().find(|drive| drive.name == name)
+    }
+
+    /// The same, to change it.
+    pub fn drive_mut(&mut self, name: &str) -> Option<&mut Drive> {
+        self.source.disks.iter_mut().find(|drive| drive.name == name)
+    }
+
+    /// Whether it boots from its disk of this name: the first, unless it is the built-in guest.
+    pub fn boots_from(&self, name: &str) -> bool {
+        self.source.initrd != Initrd::BuiltIn
+            && name == numbered(0)
+            && self.source.disks.first().is_some_and(|drive| drive.name == name)
+    }
+
+    /// Puts one more disk behind the others, or before them if it is what the machine boots from.
+    pub fn insert_drive(&mut self, drive: Drive) {
+        let index = if drive.name == numbered(0) { 0 } else { self.source.disks.len() };
+        self.source.disks.insert(index, drive);
     }
 
     /// vCPUs for its next start.
@@ -288,7 +395,7 @@ pub(crate) mod tests {
             source: Source {
                 kernel: Kernel::Host,
                 initrd: Initrd::BuiltIn,
-                disks: vec![Disk::Image { image: "debian".to_owned(), size_bytes: 1 << 30 }],
+                disks: vec![Drive::first(0, Disk::Image { image: "debian".to_owned(), size_bytes: 1 << 30 })],
                 cmdline: None,
                 text: "built-in guest".to_owned(),
             },
@@ -317,6 +424,30 @@ pub(crate) mod tests {
     #[test]
     fn a_record_reads_back() {
         let machine = record("demo");
+        let text = serde_json::to_string(&machine).unwrap();
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), machine);
+    }
+
+    #[test]
+    fn disks_of_an_earlier_release_get_the_names_that_their_guests_know() {
+        let mut machine = record("demo");
+        let mut json = serde_json::to_value(&machine).unwrap();
+        json["source"]["disks"] = serde_json::json!([
+            {"image": {"image": "debian", "size_bytes": 1024}},
+            {"path": {"path": "/dev/sdb", "read_only": true}},
+        ]);
+        machine = serde_json::from_value(json).unwrap();
+        machine.name_drives();
+        let drives: Vec<_> =
+            machine.source.disks.iter().map(|drive| (drive.name.as_str(), drive.file_name())).collect();
+        assert_eq!(drives, [("lathe-0", "disk0.raw".to_owned()), ("lathe-1", "disk1.raw".to_owned())]);
+        assert!(machine.source.disks[1].is_read_only());
+        assert_eq!(machine.held().disk, Bytes(1024));
+        let link = Link::Removing { purge: true };
+        machine.insert_drive(Drive {
+            link,
+            ..Drive { name: "data1".to_owned(), ..machine.source.disks[0].clone() }
+        });
         let text = serde_json::to_string(&machine).unwrap();
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), machine);
     }

@@ -8,7 +8,7 @@ use lathe_shard::{Bytes, MEMORY_SHARD, MilliCpu};
 
 use super::config::CoreConfig;
 use super::life::Life;
-use super::record::{Desired, Disk, Initrd, Kernel, Record, Source, vcpus_for};
+use super::record::{Desired, Disk, Drive, Initrd, Kernel, Record, Source, vcpus_for};
 use crate::api::wire::{DiskSource, ResizeRequest, RunRequest};
 use crate::host;
 use crate::problem::{Kind, Problem};
@@ -26,7 +26,7 @@ pub const MAX_IOPS: u64 = 1_000_000_000;
 /// Most vCPUs of a machine.
 pub const MAX_VCPUS: u32 = 64;
 /// Most disks of a machine.
-const MAX_DISKS: usize = 16;
+pub const MAX_DISKS: usize = 16;
 /// Longest kernel command line in bytes.
 const MAX_CMDLINE_BYTES: usize = 2047;
 /// Longest name in bytes.
@@ -229,6 +229,7 @@ fn source_of(request: &RunRequest, config: &CoreConfig) -> Result<Source, Proble
         (None, Kernel::Own { .. }, _) => Initrd::None,
     };
     let text = describe(request, &initrd);
+    let disks = disks.into_iter().enumerate().map(|(index, disk)| Drive::first(index, disk)).collect();
     Ok(Source { kernel, initrd, disks, cmdline: request.cmdline.clone(), text })
 }
 
@@ -243,7 +244,10 @@ fn describe(request: &RunRequest, initrd: &Initrd) -> String {
 }
 
 /// Path and size of an upload.
-fn upload(config: &CoreConfig, id: &str) -> Result<(PathBuf, u64), Problem> {
+///
+/// # Errors
+/// `no-such-upload`.
+pub fn upload(config: &CoreConfig, id: &str) -> Result<(PathBuf, u64), Problem> {
     let fine = (1..=MAX_UPLOAD_ID_BYTES).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric());
     let path = config.uploads_dir().join(if fine { id } else { "?" });
     match fs::symlink_metadata(&path) {
@@ -259,25 +263,14 @@ fn upload(config: &CoreConfig, id: &str) -> Result<(PathBuf, u64), Problem> {
 fn disks_of(request: &RunRequest, config: &CoreConfig) -> Result<Vec<Disk>, Problem> {
     let mut disks = Vec::new();
     if let Some(image) = &request.image {
-        let file = config.images.open(image)?;
-        let wanted = request.disk_size_bytes.unwrap_or(file.size_bytes);
-        let size_bytes = wanted.next_multiple_of(512);
-        if size_bytes < file.size_bytes {
-            let message = format!(
-                "image {image} has {}, a disk of {} is too small",
-                Bytes(file.size_bytes),
-                Bytes(wanted)
-            );
-            return Err(bad("bad-amount", message));
-        }
-        disks.push(Disk::Image { image: image.clone(), size_bytes });
+        disks.push(image_disk(config, image, request.disk_size_bytes)?);
     } else if request.disk_size_bytes.is_some() {
         return Err(bad("bad-request", "a disk size without an image has nothing to enlarge"));
     }
     for disk in &request.disks {
         disks.push(match disk {
             DiskSource::Upload { id } => {
-                Disk::Upload { upload: id.clone(), size_bytes: upload(config, id)?.1.next_multiple_of(512) }
+                Disk::Upload { upload: id.clone(), size_bytes: whole_sectors(upload(config, id)?.1)? }
             }
             DiskSource::Path { path, read_only } => {
                 let path = allowed_path(config, Path::new(path))?;
@@ -291,8 +284,36 @@ fn disks_of(request: &RunRequest, config: &CoreConfig) -> Result<Vec<Disk>, Prob
     Ok(disks)
 }
 
+/// A disk that begins as a copy of an image, enlarged to `size_bytes`.
+///
+/// # Errors
+/// `no-such-image`, `bad-amount`.
+pub fn image_disk(config: &CoreConfig, image: &str, size_bytes: Option<u64>) -> Result<Disk, Problem> {
+    let file = config.images.open(image)?;
+    let wanted = size_bytes.unwrap_or(file.size_bytes);
+    let size_bytes = whole_sectors(wanted)?;
+    if size_bytes < file.size_bytes {
+        let message =
+            format!("image {image} has {}, a disk of {} is too small", Bytes(file.size_bytes), Bytes(wanted));
+        return Err(bad("bad-amount", message));
+    }
+    Ok(Disk::Image { image: image.to_owned(), size_bytes })
+}
+
+/// A disk's size in whole sectors of 512 bytes.
+///
+/// # Errors
+/// `bad-amount` beyond what a file can be.
+pub fn whole_sectors(bytes: u64) -> Result<u64, Problem> {
+    let rounded = bytes.checked_next_multiple_of(512).filter(|rounded| i64::try_from(*rounded).is_ok());
+    rounded.ok_or_else(|| bad("bad-amount", format!("a disk of {bytes} bytes is larger than a file can be")))
+}
+
 /// The canonical path of a disk on the host, if the configuration allows it and it is one.
-fn allowed_path(config: &CoreConfig, path: &Path) -> Result<PathBuf, Problem> {
+///
+/// # Errors
+/// `disk-not-allowed`.
+pub fn allowed_path(config: &CoreConfig, path: &Path) -> Result<PathBuf, Problem> {
     let not_allowed = || {
         let message = format!("{} is not a disk that this host's configuration allows", path.display());
         Problem::new(Kind::NotPermitted, "disk-not-allowed", message)

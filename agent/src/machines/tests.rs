@@ -139,14 +139,14 @@ impl Ports for FakePorts {
 
 /// A host that outlives lathed.
 pub(super) struct World {
-    folder: tempfile::TempDir,
+    pub(super) folder: tempfile::TempDir,
     pub(super) launcher: FakeLauncher,
     ports: FakePorts,
 }
 
 /// One life of lathed.
 pub(super) struct Lathed {
-    runtime: Runtime,
+    pub(super) runtime: Runtime,
     pub(super) machines: Machines,
 }
 
@@ -164,7 +164,7 @@ impl Lathed {
         self.wait(self.machines.show(name)).unwrap()
     }
 
-    fn settled(&self, name: &str, state: MachineState) -> MachineView {
+    pub(super) fn settled(&self, name: &str, state: MachineState) -> MachineView {
         let entry = self.machines.core.entry(name).unwrap();
         self.wait(entry.until(|life| life.state() == state));
         self.show(name)

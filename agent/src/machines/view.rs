@@ -377,7 +377,11 @@ fn plan_memory(force: &Force, bytes: u64) -> String {
     if parts.is_empty() { "as it is".to_owned() } else { parts.join("; ") }
 }
 
-fn plan(core: &Core, after: &Record, revision: u64, steps: Vec<PlanStep>) -> Result<PlanView, Problem> {
+/// A plan: these steps lead to `after`.
+///
+/// # Errors
+/// `…-over-capacity`.
+pub fn plan(core: &Core, after: &Record, revision: u64, steps: Vec<PlanStep>) -> Result<PlanView, Problem> {
     let mut books: Books = core.with_books(|books| books.clone());
     books.set(&after.name, after.held())?;
     let host_after = books.view(Shape::default());

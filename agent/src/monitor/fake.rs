@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use lathe_vmm::control::wire::{
-    Answer, Command, CpuStatus, DiskRates, Event, ExitReason, MachineConfig, MemoryStatus, Message, Phase,
-    Refusal, Reply, Request, Status, VERSION,
+    Answer, Command, CpuStatus, DiskConfig, DiskRates, DiskStatus, DisksStatus, Event, ExitReason,
+    MachineConfig, MemoryStatus, Message, Phase, Refusal, Reply, Request, Status, VERSION,
 };
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags,
@@ -29,6 +29,8 @@ pub(crate) struct Script {
     pub protocol: Option<u32>,
     /// The guest neither plugs nor ejects nor inflates.
     pub deaf_guest: bool,
+    /// Refuses to attach disks.
+    pub refuse_disks: bool,
     /// So many plugged bytes cannot be moved.
     pub pinned_bytes: u64,
     /// So many bytes can go into the balloon; otherwise all.
@@ -45,8 +47,25 @@ pub(crate) struct Told {
     pub cpus: Option<CpuStatus>,
     pub memory: Option<MemoryStatus>,
     pub disk_rates: Option<DiskRates>,
+    pub disks: Vec<FakeDisk>,
+    disk_number: usize,
     clients: Vec<OwnedFd>,
     alive: bool,
+}
+
+/// A disk that a fake has.
+#[derive(Debug)]
+pub(crate) struct FakeDisk {
+    pub status: DiskStatus,
+    /// The guest shall let it go.
+    pub asked: bool,
+    file: OwnedFd,
+}
+
+impl FakeDisk {
+    fn bytes(file: &OwnedFd) -> u64 {
+        std::fs::File::from(file.try_clone().unwrap()).metadata().unwrap().len()
+    }
 }
 
 /// A listening fake monitor; it lives until it is told to quit, or [`FakeMonitor::die`].
@@ -72,6 +91,8 @@ impl FakeMonitor {
             cpus: None,
             memory: None,
             disk_rates: None,
+            disks: Vec::new(),
+            disk_number: 0,
             clients: Vec::new(),
             alive: true,
         };
@@ -112,6 +133,7 @@ impl FakeMonitor {
             told.alive = false;
             told.phase = Phase::Ended;
             told.descriptors.clear();
+            told.disks.clear();
             for client in told.clients.drain(..) {
                 let _ = rustix::net::shutdown(&client, rustix::net::Shutdown::Both);
             }
@@ -156,6 +178,8 @@ impl FakeMonitor {
                     events.push(Event::MemoryChanged(*memory));
                 }
             }
+            let gone = told.disks.extract_if(.., |disk| disk.asked);
+            events.extend(gone.map(|disk| Event::DeviceDetached { device: disk.status.device }));
             events
         });
         for event in &events {
@@ -224,7 +248,11 @@ fn enter(told: &mut Told, phase: Phase) -> Result<Answer, Refusal> {
 /// Has what this protocol version knows of.
 fn start(told: &mut Told, script: &Script) -> Answer {
     told.phase = Phase::Ready;
-    let config = told.config.as_ref().unwrap();
+    let config = told.config.clone().unwrap();
+    for disk in &config.disks {
+        let file = told.descriptors[usize::from(disk.fd)].try_clone().unwrap();
+        plug(told, disk, file);
+    }
     if script.protocol.unwrap_or(VERSION) >= 2 {
         told.cpus = Some(CpuStatus {
             possible: config.cpus_max.unwrap_or(config.cpus),
@@ -274,7 +302,7 @@ fn carry_out(
         (Command::Pause {}, Phase::Running) => enter(told, Phase::Paused),
         (Command::Resume {}, Phase::Paused) => enter(told, Phase::Running),
         (Command::PowerButton {}, Phase::Paused) => refuse("wrong-phase"),
-        (Command::Status {}, phase) => Ok(Answer::Status(Status {
+        (Command::Status {}, phase) => Ok(Answer::Status(Box::new(Status {
             phase,
             exit: None,
             vcpu_tids: vec![std::process::id() as i32],
@@ -284,7 +312,15 @@ fn carry_out(
             cpus: told.cpus.clone(),
             memory: told.memory,
             disk_rates: told.disk_rates,
-        })),
+            disks: (script.protocol.unwrap_or(VERSION) >= 3).then(|| disks_status(told)),
+        }))),
+        (
+            command @ (Command::AttachDisk(_) | Command::Detach { .. } | Command::GrowDisk { .. }),
+            Phase::Running | Phase::Paused,
+        ) => {
+            let refused = Refusal { code: "device".to_owned(), message: "refused: device".to_owned() };
+            change_disks(told, command, descriptors, script).ok_or(refused)
+        }
         (
             command @ (Command::PrepareCpus { .. }
             | Command::SetCpus { .. }
@@ -304,6 +340,51 @@ fn carry_out(
         (Command::PowerButton {} | Command::Quit {}, _) => Ok(Answer::Done {}),
         _ => refuse("wrong-phase"),
     }
+}
+
+/// A change of disks; `None` when it makes no sense.
+fn change_disks(
+    told: &mut Told,
+    command: Command,
+    descriptors: Vec<OwnedFd>,
+    script: &Script,
+) -> Option<Answer> {
+    let find =
+        |told: &mut Told, device: String| told.disks.iter_mut().position(|disk| disk.status.device == device);
+    match command {
+        Command::AttachDisk(config) if !script.refuse_disks && disks_status(told).free > 0 => {
+            Some(Answer::Attached { device: plug(told, &config, descriptors.into_iter().next()?) })
+        }
+        Command::Detach { device } => {
+            let index = find(told, device)?;
+            told.disks[index].asked = true;
+            Some(Answer::Done {})
+        }
+        Command::GrowDisk { device } => {
+            let index = find(told, device)?;
+            let disk = &mut told.disks[index];
+            disk.status.bytes = FakeDisk::bytes(&disk.file);
+            Some(Answer::DiskSize { bytes: disk.status.bytes })
+        }
+        _ => None,
+    }
+}
+
+/// A disk is there; answers what it is called.
+fn plug(told: &mut Told, config: &DiskConfig, file: OwnedFd) -> String {
+    let device = format!("block{}", told.disk_number);
+    told.disk_number += 1;
+    let (serial, bytes) = (config.serial.clone(), FakeDisk::bytes(&file));
+    let status = DiskStatus { device: device.clone(), serial, bytes };
+    told.disks.push(FakeDisk { status, asked: false, file });
+    device
+}
+
+fn disks_status(told: &Told) -> DisksStatus {
+    let config = told.config.as_ref();
+    let most = config.map_or(0, |config| config.disks.len() + usize::from(config.hotplug_slots));
+    let free = most.saturating_sub(told.disks.len()) as u32;
+    DisksStatus { disks: told.disks.iter().map(|disk| disk.status.clone()).collect(), free }
 }
 
 /// A change of shape; `None` when it makes no sense.

@@ -214,7 +214,7 @@ impl Monitor {
     /// As [`Monitor::call`].
     pub async fn status(&self) -> Result<wire::Status, MonitorError> {
         match self.call(Command::Status {}, &[]).await? {
-            Answer::Status(status) => Ok(status),
+            Answer::Status(status) => Ok(*status),
             _ => Err(MonitorError::Unexpected("status")),
         }
     }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 /// The protocol version that this build speaks. 2 added [`Command::PrepareCpus`], [`Command::SetCpus`], [`Command::SetPlugged`],
 /// [`Command::SetBalloon`], [`Command::AttachDisk`], [`Command::AttachNic`], [`Command::Detach`], [`Command::GrowDisk`], their answers
 /// and events, the dormant parts of [`MachineConfig`], [`MachineConfig::on_panic`] and what is said of panics. 3 added
-/// [`Command::SetDiskRates`], [`MachineConfig::disk_rates`] and [`Status::disk_rates`].
+/// [`Command::SetDiskRates`], [`MachineConfig::disk_rates`], [`Status::disk_rates`] and [`Status::disks`].
 pub const VERSION: u32 = 3;
 /// Oldest protocol version that this build still understands.
 pub const OLDEST_VERSION: u32 = 1;
@@ -183,7 +183,7 @@ pub enum Answer {
     /// To [`Command::SetDiskRates`]: what is in force now.
     DiskRates(DiskRates),
     /// To [`Command::Status`].
-    Status(Status),
+    Status(Box<Status>),
     /// To [`Command::Stats`].
     Stats(Stats),
     /// To [`Command::ConsoleTail`].
@@ -471,6 +471,29 @@ pub struct Status {
     /// What its disks may do, once started. Since version 3.
     #[serde(default)]
     pub disk_rates: Option<DiskRates>,
+    /// Disks, once started; absent from monitors that cannot tell. Since version 3.
+    #[serde(default)]
+    pub disks: Option<DisksStatus>,
+}
+
+/// The disks of a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisksStatus {
+    /// Those that the guest can have, in the order in which they came; also one that shall go, until it has.
+    pub disks: Vec<DiskStatus>,
+    /// So many more can be attached now.
+    pub free: u32,
+}
+
+/// One disk of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// `block0`, …
+    pub device: String,
+    /// As in [`DiskConfig::serial`].
+    pub serial: String,
+    /// Bytes that the guest was told last.
+    pub bytes: u64,
 }
 
 /// The vCPUs of a machine.

@@ -125,9 +125,19 @@ impl PciBus {
 
     /// A slot for a device that comes while the machine runs.
     pub fn free_slot(&self) -> Option<usize> {
+        self.free().next()
+    }
+
+    /// How many slots are free for devices to come.
+    pub fn free_slots(&self) -> usize {
+        self.free().count()
+    }
+
+    fn free(&self) -> impl Iterator<Item = usize> {
         let hot = self.registers.hot();
-        let mut slots = self.slots.iter().enumerate();
-        let free = slots.find(|(n, slot)| hot & (1 << n) != 0 && matches!(*slot.lock(), Content::Empty));
+        let slots = self.slots.iter().enumerate();
+        let free =
+            slots.filter(move |(n, slot)| hot & (1 << n) != 0 && matches!(*slot.lock(), Content::Empty));
         free.map(|(number, _)| number)
     }
 
@@ -344,7 +354,7 @@ mod tests {
         bus.ask(slot);
         assert!(eject(&bus, u32::MAX));
         assert_eq!((look(), resets.load(Ordering::Relaxed)), ((0xff, 0xff), 1));
-        assert_eq!(bus.free_slot(), Some(3), "not collected yet");
+        assert_eq!((bus.free_slot(), bus.free_slots()), (Some(3), 1), "not collected yet");
         assert_eq!(bus.collect().len(), 1);
         assert_eq!((bus.free_slot(), bus.collect().len()), (Some(2), 0));
     }

@@ -28,7 +28,7 @@ const MAX_STOP_SEC: u32 = 3600;
 pub struct Plan {
     /// Only say what would happen.
     #[serde(default)]
-    plan: bool,
+    pub(super) plan: bool,
 }
 
 /// `?purge=…&force=…`.

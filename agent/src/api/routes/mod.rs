@@ -3,6 +3,7 @@
 #![expect(unused_qualifications, reason = "utoipa's macros write qualified names")]
 
 pub mod cluster;
+pub mod disks;
 pub mod files;
 pub mod host;
 pub mod machines;
@@ -10,7 +11,7 @@ pub mod streams;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{delete, get, post, put};
+use axum::routing::{delete, get, patch, post, put};
 
 use super::App;
 use super::answer::ApiError;
@@ -33,6 +34,8 @@ pub fn all() -> Router<App> {
         .route("/v1/machines/{name}/start", post(machines::start))
         .route("/v1/machines/{name}/pause", post(machines::pause))
         .route("/v1/machines/{name}/resume", post(machines::resume))
+        .route("/v1/machines/{name}/disks", get(disks::list).post(disks::add))
+        .route("/v1/machines/{name}/disks/{disk}", patch(disks::grow).delete(disks::remove))
         .route("/v1/machines/{name}/logs", get(streams::logs))
         .route("/v1/machines/{name}/exec", post(streams::exec))
         .route("/v1/machines/{name}/console", post(streams::console))

@@ -9,6 +9,7 @@ use tokio::sync::{broadcast, mpsc};
 use super::super::access::{Access, Accounts};
 use super::super::core::{Cluster, Console, Core, Doctor, Later, Reply};
 use super::super::wire::*;
+use crate::machines::{DiskChange, DiskChanged};
 use crate::problem::{Kind, Problem};
 
 pub fn amounts(desired: u64) -> Amounts {
@@ -106,6 +107,20 @@ pub fn operation(name: &str) -> OperationView {
         ended_unix_msec: None,
         from,
         to: ShapeView { memory_bytes: 256 << 20, ..from },
+    }
+}
+
+pub fn disk(machine: &str, name: &str) -> DiskView {
+    DiskView {
+        schema: SCHEMA,
+        machine: machine.to_owned(),
+        name: name.to_owned(),
+        size_bytes: Some(10 << 30),
+        read_only: false,
+        boots: false,
+        state: DiskState::Attached,
+        source: "empty".to_owned(),
+        path: format!("/var/lib/lathe/machines/{machine}/disk-{name}.raw"),
     }
 }
 
@@ -268,6 +283,35 @@ impl Core for FakeCore {
             let kept = (!purge).then(|| format!("/var/lib/lathe/kept/{name}"));
             Ok(Removed { schema: SCHEMA, name: name.to_owned(), kept })
         })
+    }
+
+    fn disks<'a>(&'a self, name: &'a str) -> Reply<'a, DiskList> {
+        Box::pin(async {
+            self.find(name)?;
+            Ok(DiskList { schema: SCHEMA, disks: vec![disk(name, "data1")] })
+        })
+    }
+
+    fn change_disk<'a>(&'a self, name: &'a str, change: DiskChange) -> Reply<'a, DiskChanged> {
+        Box::pin(async move {
+            self.find(name)?;
+            Ok(match change {
+                DiskChange::Add(request) => {
+                    DiskChanged::Disk(disk(name, request.name.as_deref().unwrap_or("data1")))
+                }
+                DiskChange::Grow { disk: grown, size_bytes } => {
+                    DiskChanged::Disk(DiskView { size_bytes: Some(size_bytes), ..disk(name, &grown) })
+                }
+                DiskChange::Remove { disk, purge, .. } => {
+                    let kept = (!purge).then(|| format!("/var/lib/lathe/kept/{name}-5/disk-{disk}.raw"));
+                    DiskChanged::Removed(Removed { schema: SCHEMA, name: disk, kept })
+                }
+            })
+        })
+    }
+
+    fn plan_disk<'a>(&'a self, name: &'a str, _: &'a DiskChange) -> Reply<'a, PlanView> {
+        Box::pin(async { Ok(self.plan(name, self.find(name)?.revision)) })
     }
 
     fn guest_stream<'a>(&'a self, name: &'a str) -> Reply<'a, UnixStream> {

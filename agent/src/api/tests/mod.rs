@@ -396,6 +396,29 @@ async fn stopping_lets_the_socket_go() {
     assert!(UnixStream::connect(&server.socket).await.is_err());
 }
 
+#[tokio::test]
+async fn disks_come_grow_and_go() {
+    let server = serve(As::Owner);
+    let made = server.send("POST /v1/machines/web/disks", &json!({ "size_bytes": 1 << 30 })).await;
+    assert!(made.status == 201 && made.body.contains("\"data1\""), "{}", made.body);
+    let plan = server.send("POST /v1/machines/web/disks?plan=true", &json!({ "size_bytes": 1 << 30 })).await;
+    assert!(plan.status == 200 && plan.body.contains("host_after"), "{}", plan.body);
+    let grown =
+        server.send("PATCH /v1/machines/web/disks/data1", &json!({ "size_bytes": 2_u64 << 30 })).await;
+    assert!(grown.status == 200 && grown.body.contains("2147483648"), "{}", grown.body);
+    let kept = server.ask("DELETE /v1/machines/web/disks/data1", "", b"").await;
+    assert!(kept.status == 200 && kept.body.contains("kept/web-5"), "{}", kept.body);
+    let purged = server.ask("DELETE /v1/machines/web/disks/data1?purge=true&timeout_sec=5", "", b"").await;
+    assert!(purged.status == 200 && purged.body.contains("null"), "{}", purged.body);
+    assert_eq!(server.get("/v1/machines/web/disks").await.status, 200);
+    assert_eq!(server.get("/v1/machines/none/disks").await.status, 404);
+    let typo = server.send("POST /v1/machines/web/disks", &json!({ "size": 5 })).await;
+    assert!(typo.status == 400 && typo.body.contains("unknown-field"), "{}", typo.body);
+    let viewer = serve(As::Viewer);
+    assert_eq!(viewer.ask("DELETE /v1/machines/web/disks/data1", "", b"").await.status, 403);
+    assert_eq!(viewer.get("/v1/machines/web/disks").await.status, 200);
+}
+
 /// `LATHE_BLESS=1` writes the golden files anew.
 fn golden(name: &str, value: &impl serde::Serialize) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);

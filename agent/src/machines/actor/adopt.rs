@@ -8,7 +8,7 @@ use super::super::core::Entry;
 use super::super::launch::{self, Live};
 use super::super::life::{self, Decision, Effect, Found, Life};
 use super::super::record::Record;
-use super::super::resize;
+use super::super::{disks, resize};
 use super::{Actor, Storing, end_of};
 use crate::launcher::Launched;
 use crate::monitor::{Monitor, Notice};
@@ -32,6 +32,8 @@ impl Actor {
             && decision.life.has_monitor()
         {
             self.adopt(live, notices).await;
+        } else {
+            disks::down(self).await;
         }
         let (before, after) = (record.life.state(), decision.life.state());
         tracing::info!(machine = record.name, "{} was {before:?} and is now {after:?}", record.name);
@@ -89,6 +91,7 @@ impl Actor {
         }
         self.connect(live, notices).await;
         resize::settle(self).await;
+        disks::settle(self).await;
         self.core.tell("machine-adopted", &record.name, format!("{} ran on and is found again", record.name));
     }
 }

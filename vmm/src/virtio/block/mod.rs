@@ -216,6 +216,11 @@ impl Block {
         }
     }
 
+    /// What the guest reads as its serial.
+    pub fn serial(&self) -> String {
+        self.serial.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte)).collect()
+    }
+
     /// Size of the disk in bytes.
     pub fn bytes(&self) -> u64 {
         self.backend.bytes
