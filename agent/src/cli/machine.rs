@@ -281,7 +281,7 @@ fn show_text(view: &MachineView) -> String {
     if view.iops.desired > 0 || view.iops.actual > 0 {
         row("iops", &view.iops, &output::iops);
     }
-    text.push_str(&table.render().replacen('-', " ", 1));
+    text.push_str(&table.render());
     text.push_str(&format!("source    {}\n", view.source));
     text.push_str(&format!(
         "vcpus     {}   held back {} in all\n",

@@ -4,7 +4,7 @@
 //! ITU-T I.371, virtual scheduling). Slots are counted in whole nanoseconds and a remainder, so no rate is rounded.
 //!
 //! ```text
-//! take ─▶│ slot │ slot │ slot │▶ due        nobody takes any: due stays up to BURST_NSEC behind the present, and no further
+//! take ─▶│ slot │ slot │ slot │▶ due        nobody takes any: due stays up to a burst behind the present, and no further
 //! ```
 //! What lies behind the present is credit: a wake-up that comes late costs nothing, and over any time `t` no more goes than
 //! rate × (t + burst) + 1. Without credit 1 % of a rate would be lost with each wake-up that is 1 % of a slot late; with the refills
@@ -18,7 +18,8 @@ use std::collections::VecDeque;
 pub type Nsec = u64;
 
 const SECOND_NSEC: u64 = 1_000_000_000;
-/// How much time may be caught up with: more than timers are late on a host that works, less than anybody measures a rate over.
+/// How much time may be caught up with, or one unit's if that is longer: more than timers are late on a host that works, less than anybody
+/// measures a rate over.
 pub const BURST_NSEC: Nsec = 10_000_000;
 /// A disk that waits is looked at so often at most, whatever the rate: what was due meanwhile goes together.
 pub const PAUSE_NSEC: Nsec = 100_000;
@@ -53,8 +54,13 @@ impl Pacer {
         self.rest = (parts % per_sec) as u64;
     }
 
+    /// How much time may be caught up with: one unit at least, for a slow rate is not to lose more to late timers than a fast one.
+    fn burst(&self) -> Nsec {
+        SECOND_NSEC.checked_div(self.per_sec).unwrap_or(0).max(BURST_NSEC)
+    }
+
     fn limit_credit(&mut self, now: Nsec) {
-        let earliest = now.saturating_sub(BURST_NSEC);
+        let earliest = now.saturating_sub(self.burst());
         if self.next < earliest {
             (self.next, self.rest) = (earliest, 0);
         }
@@ -63,6 +69,7 @@ impl Pacer {
     /// Another rate from `now` on. What is waited for, or may be caught up with, stays the same number of units, so changes in a row give
     /// nothing away and take nothing; a rate that was unlimited leaves no credit.
     pub fn set(&mut self, now: Nsec, per_sec: u64) {
+        let burst = self.burst();
         let before = std::mem::replace(&mut self.per_sec, per_sec);
         if before == per_sec {
             return;
@@ -76,7 +83,7 @@ impl Pacer {
             (_, 0) => 0,
             (0, _) => now,
             _ if due > now => now.saturating_add(scaled(due - now)),
-            _ => now.saturating_sub(scaled((now - due).min(BURST_NSEC)).min(BURST_NSEC)),
+            _ => now.saturating_sub(scaled((now - due).min(burst)).min(self.burst())),
         };
         self.rest = 0;
     }
@@ -308,7 +315,8 @@ mod tests {
             let mut least = i128::MAX;
             for ahead in ahead {
                 least = least.min(ahead);
-                prop_assert!(ahead - least <= i128::from(BURST_NSEC) * i128::from(rate));
+                let burst = i128::from(BURST_NSEC.max(SECOND_NSEC / rate));
+                prop_assert!(ahead - least <= burst * i128::from(rate));
             }
         }
 
