@@ -3,6 +3,7 @@
 mod bench;
 mod cluster;
 mod devices;
+mod disks;
 mod elastic;
 mod exactness;
 mod hostile;
@@ -31,6 +32,7 @@ const GROUPS: &[Group] = &[
     devices::GROUP,
     hostile::GROUP,
     machines::GROUP,
+    disks::GROUP,
     mistakes::GROUP,
     jail::GROUP,
     shape::GROUP,
