@@ -131,6 +131,24 @@ fn state(state: DiskState) -> &'static str {
     }
 }
 
+/// One line with the disks of a machine for `lathe show`; empty when it has none.
+pub async fn line(client: &Client, machine: &str) -> Result<String, Problem> {
+    let list: DiskList = client.get(&disks_path(machine)?).await?;
+    Ok(line_of(&list.disks))
+}
+
+fn line_of(disks: &[DiskView]) -> String {
+    let one = |view: &DiskView| {
+        let read_only = if view.read_only { " read only" } else { "" };
+        let state = if view.state == DiskState::Attached { "" } else { state(view.state) };
+        format!("{} {}{read_only} {state}", view.name, size(view)).trim_end().to_owned()
+    };
+    match disks {
+        [] => String::new(),
+        disks => format!("disks     {}\n", disks.iter().map(one).collect::<Vec<_>>().join(", ")),
+    }
+}
+
 async fn list(client: &Client, json: bool, machine: &str) -> Verdict {
     let list: DiskList = client.get(&disks_path(machine)?).await?;
     if json {
@@ -218,6 +236,17 @@ mod tests {
         };
         let expected = "NAME   SIZE    STATE     ACCESS     SOURCE       PATH\n\
                         data1  10 GiB  detached  read only  image tools  /x\n";
+        let attached = DiskView {
+            name: "lathe-0".to_owned(),
+            state: DiskState::Attached,
+            read_only: false,
+            ..view.clone()
+        };
+        assert_eq!(
+            line_of(&[attached, view.clone()]),
+            "disks     lathe-0 10 GiB, data1 10 GiB read only detached\n"
+        );
+        assert_eq!(line_of(&[]), "");
         assert_eq!(table(&[view]), expected);
     }
 

@@ -249,7 +249,8 @@ pub async fn show(client: &Client, json: bool, name: &str) -> Verdict {
         print_json(&view)?;
         return Ok(exit::DONE);
     }
-    print(&show_text(&view));
+    let disks = super::disk::line(client, name).await?;
+    print(&format!("{}{disks}", show_text(&view)));
     Ok(exit::DONE)
 }
 

@@ -1,11 +1,11 @@
-//! Disks that come, grow and go through `lathe disk` while the machine runs, with lathed killed in between.
+//! Disks that come, grow and go through `lathe disk`, while the machine runs, while it is off, and with lathed killed in between.
 
 use std::time::Duration;
 
 use lathe_tests::scenario::{Group, Host, Hosts};
 use serde_json::Value;
 
-use crate::node::{boot_id, exec, make, settled};
+use crate::node::{answers, away, boot_id, exec, make, settled, show};
 
 /// On one host.
 pub const GROUP: Group = Group {
@@ -13,7 +13,12 @@ pub const GROUP: Group = Group {
     hosts: 1,
     lathe: true,
     bench: false,
-    scenarios: &[("a_disk_comes_grows_and_goes_while_the_guest_runs", a_disk_comes_grows_and_goes)],
+    scenarios: &[
+        ("a_disk_comes_grows_and_goes_while_the_guest_runs", a_disk_comes_grows_and_goes),
+        ("disks_outlive_lathed_and_the_guests_power", disks_outlive_lathed_and_power),
+        ("what_cannot_be_is_refused_and_changes_nothing", what_cannot_be_is_refused),
+        ("a_guest_that_does_not_answer_keeps_its_disk", a_guest_that_does_not_answer),
+    ],
 };
 
 /// From a command to the guest's deed, in an emulated and busy host.
@@ -102,4 +107,120 @@ fn a_disk_comes_grows_and_goes(hosts: &Hosts) {
     view.expect_agreement();
     view.expect_no_uploads();
     assert!(view.host["disk"]["granted"] == 0, "{}", view.host);
+}
+
+fn disks_outlive_lathed_and_power(hosts: &Hosts) {
+    let host = demo(hosts);
+    host.run("lathe disk add demo --size 64M --id hot").expect_ok();
+    let found = device(&host, "hot");
+    exec(&host, "demo", &format!("sh -c 'printf kept | dd of=/dev/{found} conv=notrunc,fsync 2>/dev/null'"))
+        .expect_ok();
+    host.run("lathe stop demo --timeout 60").expect_ok();
+    host.run("lathe disk add demo --size 16M --id cold").expect_ok().expect_out("detached");
+    host.run("lathe disk grow demo hot 80M").expect_ok();
+    host.run(KILL).expect_ok();
+    host.wait_until("lathed is back", Duration::from_secs(30), "lathe start demo");
+    answers(&host, "demo");
+    let found = device(&host, "hot");
+    exec(&host, "demo", &format!("head -c 4 /dev/{found}")).expect_ok().expect_stdout("kept");
+    exec(&host, "demo", &format!("cat /sys/block/{found}/size")).expect_ok().expect_stdout("163840");
+    device(&host, "cold");
+    // Ten kills around changes: what was acknowledged is there, and nothing else.
+    for round in 0..10 {
+        let delay = f64::from(round) * 0.03;
+        let adding = host.start("lathe disk add demo --size 4M --id fleeting --json");
+        host.run(&format!("sleep {delay}; {KILL}")).expect_ok();
+        let acknowledged = adding.finish().status == 0;
+        host.wait_until("lathed is back", Duration::from_secs(30), "lathe show demo");
+        host.wait_until(
+            "disks settle",
+            DEED_LIMIT,
+            "lathe disk list demo --json >/tmp/disks && jq -e 'all(.disks[]; .state == \"attached\")' /tmp/disks",
+        );
+        let there = disks(&host, "demo").iter().any(|disk| disk["name"] == "fleeting");
+        assert!(there || !acknowledged, "round {round}: acknowledged and lost");
+        if there {
+            device(&host, "fleeting");
+            host.run("lathe disk remove demo fleeting --purge").expect_ok();
+        }
+        host.run("ls /var/lib/lathe/machines/demo | grep -c disk-").expect_stdout("2");
+    }
+    // A disk from its start goes like any other.
+    host.run("lathe disk remove demo cold --purge && lathe disk remove demo hot --purge").expect_ok();
+    exec(&host, "demo", "sh -c 'ls /sys/block | grep -c vd'").expect_stdout("0");
+    settled(&host).expect_agreement();
+}
+
+fn what_cannot_be_is_refused(hosts: &Hosts) {
+    // As many disks as slots: those that it starts with have slots of their own.
+    away(&hosts.host(1), &["demo"]);
+    let host = demo(hosts);
+    host.run("lathe disk add demo --size 8M").expect_ok();
+    let before = show(&host, "demo")["revision"].clone();
+    let granted = settled(&host).host["disk"]["granted"].clone();
+    for (line, status, code) in [
+        ("add demo --size 8M --id data1", 9, "disk-name-taken"),
+        ("add demo --size 8M --id Data", 2, "bad-name"),
+        ("add demo --size 4K", 2, "bad-amount"),
+        ("add demo --size 900T", 1, "disk-over-capacity"),
+        ("add demo --file in-place:/etc/passwd", 4, "disk-not-allowed"),
+        ("add demo --file /root/nothing.raw", 2, "no-such-file"),
+        ("add demo --image nothing", 8, "no-such-image"),
+        ("add none --size 8M", 8, "no-such-machine"),
+        ("grow demo data1 4M", 1, "disk-cannot-shrink"),
+        ("grow demo data2 4M", 8, "no-such-disk"),
+        ("grow demo data1 900T", 1, "disk-over-capacity"),
+        ("remove demo data2", 8, "no-such-disk"),
+        ("list none", 8, "no-such-machine"),
+    ] {
+        host.run(&format!("lathe disk {line}")).expect_status(status).expect_err(&format!("error[{code}]"));
+    }
+    host.run("lathe disk add demo").expect_status(2);
+    for _ in 0..3 {
+        host.run("lathe disk add demo --size 1M").expect_ok();
+    }
+    host.run("lathe disk add demo --size 1M")
+        .expect_status(9)
+        .expect_err("error[no-disk-slot]")
+        .expect_err("fix: lathe disk remove demo NAME");
+    for name in ["data2", "data3", "data4"] {
+        device(&host, name);
+        host.run(&format!("lathe disk remove demo {name} --purge")).expect_ok();
+    }
+    assert!(settled(&host).host["disk"]["granted"] == granted);
+    assert!(show(&host, "demo")["revision"].as_u64() == before.as_u64().map(|revision| revision + 6));
+    host.run("lathe pause demo").expect_ok();
+    host.run("lathe disk remove demo data1").expect_status(9).expect_err("error[machine-paused]");
+    host.run("lathe resume demo").expect_ok();
+    host.run("lathe disk remove demo data1 --purge").expect_ok();
+    settled(&host).expect_no_uploads();
+    away(&host, &["demo"]);
+}
+
+fn a_guest_that_does_not_answer(hosts: &Hosts) {
+    let host = hosts.host(1);
+    make(&host, "deaf", "--memory 128M --net none --cmdline 'console=ttyS0 panic=-1 acpiphp.disable=1'");
+    host.run("lathe disk add deaf --size 8M").expect_ok();
+    host.run("lathe disk remove deaf data1 --timeout 3")
+        .expect_status(9)
+        .expect_err("error[disk-not-released]")
+        .expect_err("it stays");
+    let stays = disks(&host, "deaf");
+    assert!(stays.len() == 1 && stays[0]["state"] == "attached", "{stays:?}");
+    // Its power goes before its patience: then it has let go.
+    let removing = host.start("lathe disk remove deaf data1 --timeout 600 --json");
+    host.wait_until(
+        "the disk is to go",
+        DEED_LIMIT,
+        "lathe disk list deaf --json >/tmp/disks && jq -e '.disks[0].state == \"removing\"' /tmp/disks",
+    );
+    host.run(KILL).expect_ok();
+    host.wait_until("lathed is back", Duration::from_secs(30), "lathe show deaf");
+    removing.finish();
+    assert!(disks(&host, "deaf")[0]["state"] == "removing");
+    host.run("lathe stop deaf --force").expect_ok();
+    assert!(disks(&host, "deaf").is_empty());
+    let kept = host.run("ls -d /var/lib/lathe/kept/deaf-*/disk-data1.raw").expect_ok().stdout();
+    host.run(&format!("rm -r $(dirname {kept})")).expect_ok();
+    away(&host, &["deaf"]);
 }
