@@ -142,10 +142,10 @@ const ANSWERED: &str = r#"at() {
     figures() { echo reads=$(($3 - $1)) nsec=$(($4 - $2)); }"#;
 
 /// Operations per second while `depth` readers want more in the guest: counted by the monitor, over the time that the guest says they took.
-fn io_rate(host: &Host<'_>, depth: u32) -> (f64, String) {
+fn io_rate(host: &Host<'_>, depth: u32, seconds: u32) -> (f64, String) {
     let line = format!(
         "{ANSWERED}
-         before=$(at); lathe exec disk -- lathe-guest iops /dev/vda 13 {depth} >/tmp/iops; after=$(at); figures $before $after; cat /tmp/iops"
+         before=$(at); lathe exec disk -- lathe-guest iops /dev/vda {seconds} {depth} >/tmp/iops; after=$(at); figures $before $after; cat /tmp/iops"
     );
     let text = host.run(&line).expect_ok().stdout();
     let also = format!(", the longest took {} ms", value(&text, "longest_msec"));
@@ -184,7 +184,7 @@ fn io_operations_are_delivered_within_2_percent(hosts: &Hosts) {
     assert!(free["outcome"] == "applied" && free["iops"]["actual"] == 0, "{free}");
     for depth in [1, 8] {
         host.run("lathe resize disk --iops unlimited").expect_ok();
-        let (free, also) = io_rate(&host, depth);
+        let (free, also) = io_rate(&host, depth, 4);
         hosts.note(&format!("I/O operations, depth {depth}, unlimited: {free:.0}{also}"));
         for asked in [50.0, 500.0] {
             if free < asked * ROOM {
@@ -194,7 +194,9 @@ fn io_operations_are_delivered_within_2_percent(hosts: &Hosts) {
                 continue;
             }
             host.run(&format!("lathe resize disk --iops {asked}")).expect_ok();
-            within(hosts, &format!("I/O operations, depth {depth}"), asked, 2.0, || io_rate(&host, depth));
+            within(hosts, &format!("I/O operations, depth {depth}"), asked, 2.0, || {
+                io_rate(&host, depth, 10)
+            });
         }
     }
     host.run("lathe resize disk --iops 500").expect_ok();
