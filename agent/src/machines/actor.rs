@@ -142,7 +142,7 @@ impl Actor {
                 () = sleep_until(self.press_again.unwrap_or_else(far_away)), if self.press_again.is_some() => {
                     self.press_again = None;
                     if self.life() == Life::Stopping {
-                        self.press_power().await;
+                        self.press_button().await;
                     }
                 }
                 () = sleep_until(disk.unwrap_or_else(far_away)), if disk.is_some() => disks::tick(&mut self).await,
@@ -512,7 +512,6 @@ impl Actor {
     }
 
     async fn press_power(&mut self) {
-        self.press_again = Some(Instant::now() + PRESS_AGAIN);
         let socket = self.core.config.socket_dir(&self.entry.name).join("vsock.sock");
         let asked = async {
             let mut stream = guest::connect(&socket).await?;
@@ -524,6 +523,12 @@ impl Actor {
         {
             return;
         }
+        self.press_button().await;
+    }
+
+    /// Again and again until the machine is off: nobody says whether it was heard.
+    async fn press_button(&mut self) {
+        self.press_again = Some(Instant::now() + PRESS_AGAIN);
         if let Some(live) = &self.live
             && let Err(problem) = live.monitor.tell(Command::PowerButton {}).await
         {

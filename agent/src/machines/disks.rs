@@ -224,10 +224,11 @@ async fn add(actor: &Actor, request: &DiskAddRequest) -> Result<String, Problem>
 /// Whether a running machine can be given one more disk.
 async fn check_room(machine: &str, monitor: &Monitor) -> Result<(), Problem> {
     let status = monitor.status().await.map_err(|cause| Problem::internal("looking at its disks", cause))?;
-    if status.disks.is_some_and(|disks| disks.free > 0) {
-        return Ok(());
+    match status.disks {
+        Some(disks) if disks.free > 0 => Ok(()),
+        Some(_) => Err(no_slot(machine, "no slot is free in it for another disk")),
+        None => Err(no_slot(machine, "it was started by an earlier release")),
     }
-    Err(no_slot(machine, "no slot is free in it for another disk"))
 }
 
 fn no_slot(machine: &str, why: &str) -> Problem {

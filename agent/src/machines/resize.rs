@@ -654,6 +654,8 @@ fn undroppable(memory: &MemoryUsage) -> u64 {
 
 /// A limit that follows what is charged is a multiple of this, lest each page move it.
 const GRAIN_BYTES: u64 = 2 << 20;
+/// Room that such a limit leaves above what is charged: the monitor and the kernel for it go on allocating a little.
+const ROOM_BYTES: u64 = 16 << 20;
 
 /// Sets the limit of the machine's cgroup to this much guest memory and what a monitor needs besides. It falls no lower than what is
 /// charged and cannot be dropped: a limit below that would kill.
@@ -666,15 +668,23 @@ fn set_wall(tree: &MachineTree, bytes: u64) -> Result<u64, Problem> {
         return Ok(bytes);
     }
     let falls = now.is_none_or(|now| now > wanted);
-    // Downwards no further than what is charged: below that the kernel would kill.
     let charged = if falls { undroppable(&tree.usage().map_err(failed)?.memory) } else { 0 };
-    let possible = if charged > wanted { charged.next_multiple_of(GRAIN_BYTES) } else { wanted };
-    if now.is_none_or(|now| possible < now || !falls) {
-        let patch = MemoryPatch { max: Patch::Set(CgroupBytes(possible)), ..MemoryPatch::default() };
+    let limit = limit_for(now, wanted, charged);
+    if now != Some(limit) {
+        let patch = MemoryPatch { max: Patch::Set(CgroupBytes(limit)), ..MemoryPatch::default() };
         tree.set_memory(&patch).map_err(failed)?;
-        return Ok(possible.saturating_sub(OVERHEAD_BYTES));
     }
-    Ok(now.unwrap_or(possible).saturating_sub(OVERHEAD_BYTES))
+    Ok(limit.saturating_sub(OVERHEAD_BYTES))
+}
+
+/// The limit that comes nearest to what is wanted: downwards no further than what is charged and some room, for below that the kernel
+/// would kill, and what is about to be given back is charged for a moment yet.
+fn limit_for(now: Option<u64>, wanted: u64, charged: u64) -> u64 {
+    if charged <= wanted {
+        return wanted;
+    }
+    let least = charged.saturating_add(ROOM_BYTES).next_multiple_of(GRAIN_BYTES);
+    now.map_or(least, |now| now.min(least))
 }
 
 #[cfg(test)]
@@ -692,6 +702,12 @@ mod tests {
             ..MemoryUsage::default()
         };
         assert_eq!(undroppable(&memory), 300);
+        assert_eq!(limit_for(Some(900), 500, 400), 500, "what fits is set");
+        assert_eq!(limit_for(Some(300), 500, 0), 500, "upwards at once");
+        let mib = |count: u64| count << 20;
+        assert_eq!(limit_for(Some(mib(512)), mib(128), mib(201)), mib(218), "never down to what is charged");
+        assert_eq!(limit_for(None, mib(128), mib(201)), mib(218));
+        assert_eq!(limit_for(Some(mib(210)), mib(128), mib(201)), mib(210), "nor up from where it is");
         let torn = MemoryUsage { current: bytes(100), ..memory };
         assert_eq!(undroppable(&torn), 0, "figures of two moments do not underflow");
     }

@@ -130,7 +130,7 @@ impl State {
         {
             // What a balloon holds is its driver's word; what is charged is the kernel's.
             all.push(waits(format!(
-                "the host still holds {} more than its guest says it has given back",
+                "the host still holds up to {} more than its guest says it has given back",
                 Bytes(over)
             )));
         }
