@@ -477,6 +477,36 @@ impl World {
     }
 }
 
+#[test]
+fn what_a_guest_only_claims_to_have_given_back_is_partial_and_said() {
+    let mut world = World::new();
+    world.mood.wall_stays = true;
+    let before = world.state.desired;
+    let target = Desired { memory_bytes: 128 * MIB, ..before };
+    let deadline = Some(world.now + 5000);
+    let at_deadline = AtDeadline::Keep;
+    world.happen(Event::Asked(Operation {
+        number: 1,
+        target,
+        before,
+        base_revision: 0,
+        began: world.now,
+        deadline,
+        at_deadline,
+    }));
+    for _ in 0..60 {
+        world.post();
+        world.guest_acts(255);
+        world.wait(100);
+    }
+    assert_eq!(world.held(), 128 * MIB, "by its own word");
+    let ended = world.ended.first().unwrap();
+    assert_eq!(ended.outcome, Outcome::Partial);
+    assert!(ended.reason.contains("the host still holds up to 128 MiB more"), "{}", ended.reason);
+    assert_eq!(world.state.books.memory_bytes, 256 * MIB, "what is charged cannot be sold");
+    world.come_to_rest();
+}
+
 fn scale(default: u32) -> u32 {
     std::env::var("LATHE_MODEL_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
