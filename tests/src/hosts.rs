@@ -29,6 +29,24 @@ pub const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// How long systemd may take from there until no job is queued any more.
 pub const SETTLE_LIMIT: Duration = Duration::from_secs(120);
 
+/// What is to be known of the machines of a host on which something went wrong: twice where each thread is and how much it has run, what
+/// monitors and agent say, what guests have said.
+const MACHINES: &str = r#"
+exec 2>&1
+threads() { ps -eLo pid,tid,stat,time,wchan:24,comm | grep -E 'lathe|vcpu|hand|kvm' | grep -v grep; }
+threads; sleep 2; echo; threads
+for control in /root/machine-*/control /run/lathe/vm/*.sock; do
+    [ -S "$control" ] || continue
+    echo "── $control"
+    program=/usr/lib/lathe/lathe-vmm; [ -x "$program" ] || program=/root/kit/lathe-vmm
+    for word in status stats; do timeout 5 "$program" ask "$control" "{\"$word\":{}}"; done
+done
+command -v lathe >/dev/null && timeout 10 lathe list
+for console in /root/machine-*/console /var/lib/lathe/machines/*/console.log; do
+    [ -f "$console" ] && { echo "── $console"; tail -c 6000 "$console"; }
+done
+"#;
+
 /// What a set is made of.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -189,15 +207,16 @@ impl HostSet {
     /// `target` cannot be written.
     pub fn save(&self, target: &Path) -> Result<()> {
         save_consoles(&self.directory, target)?;
+        let looks: [(&str, &[&str]); 2] = [
+            ("machines.log", &["sh", "-c", MACHINES]),
+            ("journal.log", &["journalctl", "--no-pager", "--output=short-precise", "--lines=20000"]),
+        ];
         for (index, member) in self.members.iter().enumerate() {
-            let Ok(journal) = capture(
-                &member.channel,
-                &["journalctl", "--no-pager", "--output=short-precise", "--lines=20000"],
-                Duration::from_secs(60),
-            ) else {
-                continue;
-            };
-            fs::write(path_of(target, index + 1, "journal.log"), &journal.1.stdout)?;
+            for (name, argv) in looks {
+                if let Ok((_, output)) = capture(&member.channel, argv, Duration::from_secs(60)) {
+                    fs::write(path_of(target, index + 1, name), &output.stdout)?;
+                }
+            }
         }
         Ok(())
     }

@@ -11,7 +11,7 @@
 //! hold       keeps a set in the background for `up`           channel   its end out here
 //! scenario   tests that read as sentences, and their runner   transfer  files in and out
 //! cli        the command line of `tests/testhost`             accel     KVM or emulation
-//! place      where sockets, logs and failures lie
+//! place      where sockets, logs and failures lie             dice      chance that can be repeated
 //! ```
 
 pub mod accel;
@@ -19,6 +19,7 @@ pub mod agent;
 pub mod bench;
 pub mod channel;
 pub mod cli;
+pub mod dice;
 pub mod frame;
 pub mod hold;
 pub mod hosts;

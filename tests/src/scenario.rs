@@ -38,11 +38,16 @@ const LOOK_LIMIT: Duration = Duration::from_secs(20);
 /// How long a command of a scenario may take unless it says otherwise.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 
-/// What a kernel says whose stack has become unreachable or was overwritten under it. A fault of the monitor could look so as well: it
-/// would come again, and the third time fails.
-pub const CORRUPTION: [&str; 3] = ["PANIC: double fault", "stack guard page was hit", "corrupted stack end"];
-/// Where guests' consoles are kept, in a host.
-const CONSOLES: &str = "/root/machine-*/console /var/lib/lathe/machines/*/console.log";
+/// What a kernel says whose stack has become unreachable or was overwritten under it, and what monitor and agent say of one that could not
+/// say so any more. A fault of the monitor could look so as well: it would come again, and the third time fails.
+pub const CORRUPTION: [&str; 4] = [
+    "PANIC: double fault",
+    "stack guard page was hit",
+    "corrupted stack end",
+    "the guest reset itself by a triple fault",
+];
+/// Where guests' consoles are kept, in a host, and what monitors say that no agent hears.
+const CONSOLES: &str = "/root/machine-*/console /root/machine-*/said /var/lib/lathe/machines/*/console.log";
 
 /// A scenario's body.
 pub type Body = fn(&Hosts);
@@ -129,7 +134,8 @@ impl Hosts {
         // Only what was written since the scenario began.
         let seconds = self.begun.get().elapsed().as_secs() + 1;
         let line = format!(
-            "find {CONSOLES} -newermt '{seconds} seconds ago' -exec grep -la {words} {{}} + 2>/dev/null"
+            "find {CONSOLES} -newermt '{seconds} seconds ago' -exec grep -la {words} {{}} + 2>/dev/null
+             journalctl -q --since=-{seconds}s -u lathed | grep -a 'reset itself by a triple fault'"
         );
         let corrupted = |number| {
             if self.guests_lie.get() {
@@ -467,7 +473,7 @@ impl Runner {
         let mut hosts = self.shared.take().filter(same).map(|(.., hosts)| hosts);
         for (name, body) in scenarios {
             let begun = Instant::now();
-            let verdict = self.run_scenario(group, *body, &mut hosts)?;
+            let verdict = self.run_scenario(group, (name, *body), &mut hosts)?;
             let took = begun.elapsed().as_secs_f32();
             match verdict {
                 Verdict::Passed => {
@@ -484,7 +490,12 @@ impl Runner {
         Ok(())
     }
 
-    fn run_scenario(&mut self, group: &Group, body: Body, hosts: &mut Option<Hosts>) -> Result<Verdict> {
+    fn run_scenario(
+        &mut self,
+        group: &Group,
+        (name, body): (&str, Body),
+        hosts: &mut Option<Hosts>,
+    ) -> Result<Verdict> {
         for attempt in 1.. {
             let verdict = match self.provide(group, hosts) {
                 Ok(()) => hosts.as_ref().map_or(Verdict::Passed, |hosts| attempt_once(body, hosts)),
@@ -493,7 +504,7 @@ impl Runner {
             if matches!(verdict, Verdict::Passed) {
                 return Ok(verdict);
             }
-            self.save(hosts.take())?;
+            self.save(hosts.take(), &format!("{}::{name}", group.name), &verdict)?;
             match verdict {
                 Verdict::Infrastructure(why) if attempt <= RETRIES => {
                     self.retries += 1;
@@ -552,11 +563,13 @@ impl Runner {
         Ok(target)
     }
 
-    /// Saves what hosts leave behind and ends them.
-    fn save(&self, hosts: Option<Hosts>) -> Result<()> {
+    /// Saves what hosts leave behind and what was wrong, and ends them.
+    fn save(&self, hosts: Option<Hosts>, scenario: &str, verdict: &Verdict) -> Result<()> {
         if let Some(hosts) = hosts {
             let saved = place::failures();
             hosts.set.save(&saved)?;
+            let (Verdict::Failed(why) | Verdict::Infrastructure(why)) = verdict else { return Ok(()) };
+            fs::write(saved.join("failure.txt"), format!("{scenario}\n{why}\n"))?;
             println!("journals and consoles in {}", saved.display());
         }
         Ok(())

@@ -8,8 +8,8 @@ use hyper::Method;
 use lathe_shard::{BitRate, Bytes, Iops, MilliCpu};
 
 use crate::api::wire::{
-    Amounts, DiskSource, MachineList, MachineState, MachineView, PlanView, Removed, RunRequest, StopRequest,
-    Upload,
+    Amounts, DiskSource, MachineList, MachineState, MachineView, OnTrouble, PlanView, Removed, RunRequest,
+    StopRequest, Upload,
 };
 use crate::cli::args::{ListArgs, LogsArgs, Net, RmArgs, RunArgs, SortBy, StopArgs};
 use crate::cli::client::Client;
@@ -302,6 +302,11 @@ fn show_text(view: &MachineView) -> String {
         if view.autostart { "yes" } else { "no" },
         view.restarts
     ));
+    if view.on_panic != OnTrouble::Report || view.watchdog.is_some() {
+        let word = |action: OnTrouble| format!("{action:?}").to_lowercase();
+        let watchdog = view.watchdog.map_or("none".to_owned(), word);
+        text.push_str(&format!("trouble   on panic {}   watchdog {watchdog}\n", word(view.on_panic)));
+    }
     if let Some(pid) = view.pid {
         text.push_str(&format!("monitor   pid {pid}   {}\n", view.unit));
     }

@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use lathe_tests::dice::Dice;
 use nix::libc;
 
 const VENDOR_VIRTIO: &str = "0x1af4";
@@ -21,23 +22,6 @@ const CAPABILITY_VENDOR: u8 = 9;
 const PORTS: [(u16, u16); 4] = [(0x640, 0x48), (0x6a0, 0x0c), (0x505, 1), (0x604, 4)];
 /// Below this lie most guests' memory and everything that a queue may be said to be in.
 const ADDRESSES: u64 = 1 << 30;
-
-/// splitmix64.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        value ^ (value >> 31)
-    }
-
-    fn below(&mut self, most: u64) -> u64 {
-        self.next() % most.max(1)
-    }
-}
 
 /// One virtio function: its configuration space and BAR 0.
 struct Function {
@@ -146,7 +130,7 @@ impl Function {
     }
 
     fn act(&mut self, dice: &mut Dice) {
-        let (offset, value) = (dice.next(), dice.next() ^ u64::from(self.replay));
+        let (offset, value) = (dice.roll(), dice.roll() ^ u64::from(self.replay));
         match dice.below(16) {
             0 => self.set_up(dice),
             1..=4 => self.ring(dice),
@@ -196,7 +180,7 @@ fn main() -> io::Result<()> {
         acts += 1;
         if dice.below(8) == 0 {
             let (first, length) = PORTS[dice.below(PORTS.len() as u64) as usize];
-            port_write(first + dice.below(u64::from(length)) as u16, 1 << dice.below(3), dice.next());
+            port_write(first + dice.below(u64::from(length)) as u16, 1 << dice.below(3), dice.roll());
         } else if !functions.is_empty() {
             let index = dice.below(functions.len() as u64) as usize;
             functions[index].act(&mut dice);

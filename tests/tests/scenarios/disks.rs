@@ -52,6 +52,17 @@ fn disks(host: &Host<'_>, name: &str) -> Vec<Value> {
     list["disks"].as_array().cloned().unwrap_or_default()
 }
 
+/// More than asked never, a little less where the host has no time; how exactly is measured by `tests/run bench exactness`.
+fn a_rate_is_held(host: &Host<'_>, device: &str) {
+    host.run("lathe resize demo --iops 20").expect_ok();
+    assert!(show(host, "demo")["iops"]["actual"] == 20, "{}", show(host, "demo"));
+    let said = exec(host, "demo", &format!("lathe-guest iops /dev/{device} 4 8")).expect_ok().stdout();
+    let rate = said.split_whitespace().find_map(|word| word.strip_prefix("iops=")?.parse::<f64>().ok());
+    assert!(rate.is_some_and(|rate| (10.0..22.0).contains(&rate)), "{said}");
+    host.run("lathe resize demo --iops unlimited").expect_ok();
+    assert!(show(host, "demo")["iops"]["actual"] == 0, "{}", show(host, "demo"));
+}
+
 fn a_disk_comes_grows_and_goes(hosts: &Hosts) {
     let host = demo(hosts);
     let boot = boot_id(&host, "demo");
@@ -65,6 +76,7 @@ fn a_disk_comes_grows_and_goes(hosts: &Hosts) {
     let found = device(&host, "data1");
     hosts.note(&format!("an added disk is in the guest after {:.1} s", begun.elapsed().as_secs_f32()));
     exec(&host, "demo", &format!("cat /sys/block/{found}/size")).expect_ok().expect_stdout("131072");
+    a_rate_is_held(&host, &found);
     exec(
         &host,
         "demo",

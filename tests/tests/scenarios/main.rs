@@ -36,10 +36,10 @@ const GROUPS: &[Group] = &[
     mistakes::GROUP,
     jail::GROUP,
     shape::GROUP,
-    exactness::GROUP,
     survival::GROUP,
     cluster::GROUP,
     monitor::DEBIAN,
+    exactness::GROUP,
     steps::GROUP,
     bench::MONITOR,
 ];

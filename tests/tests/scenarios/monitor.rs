@@ -74,11 +74,13 @@ pub struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Starts the monitor with these options, in a folder of its own with `console`, `control` and `vsock`.
+    /// Starts the monitor with these options, in a folder of its own with `console`, `control`, `vsock` and `said`, its own words.
     pub fn start(host: &Host<'a>, options: &str) -> Self {
         let folder = host.run("mktemp -d /root/machine-XXXXXX").expect_ok().stdout();
+        // What it says is kept in the host as well, for whoever wonders what became of the guest.
         let running = host.start(&format!(
-            "cd {folder} && exec /root/kit/lathe-vmm run --console console --control control --vsock 3,vsock {options}"
+            "cd {folder} && {{ /root/kit/lathe-vmm run --console console --control control --vsock 3,vsock {options} 2>said; \
+             status=$?; cat said >&2; exit $status; }}"
         ));
         Self { host: host.clone(), folder, running }
     }

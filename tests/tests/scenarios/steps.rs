@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use lathe_tests::dice::Dice;
 use lathe_tests::scenario::{Group, Host, Hosts};
 
 use crate::node::{away, boot_id, exec, make, settled, show};
@@ -22,19 +23,6 @@ const MIB: u64 = 1 << 20;
 const OVERHEAD: u64 = 64 * MIB;
 /// How long one change may take, emulated.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
-
-/// splitmix64.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (value ^ (value >> 31)) % most
-    }
-}
 
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)

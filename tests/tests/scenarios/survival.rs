@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use lathe_tests::dice::Dice;
 use lathe_tests::scenario::{Group, Host, Hosts};
 
 use crate::node::{View, answers, away, boot_id, copy_initrd, exec, make, make_small, settled, show};
@@ -86,18 +87,6 @@ fn an_end_while_nobody_looked_is_seen(hosts: &Hosts) {
     away(&host, &["killed", "again"]);
 }
 
-/// A small generator (xorshift64), so that a run can be repeated from its seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
-
 /// What is killed in the middle, and how long it takes undisturbed.
 struct Step {
     /// `{}`: name of the machine.
@@ -111,7 +100,7 @@ fn twenty_kills_lose_nothing(hosts: &Hosts) {
     let seed =
         seed.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_secs()));
     hosts.note(&format!("seed {seed}; again with LATHE_SEED={seed}"));
-    let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut dice = Dice(seed);
     make_small(&host, "keeper", "--net 10mbit --restart always");
     let keeper = boot_id(&host, "keeper");
     let mut steps = [
@@ -132,7 +121,7 @@ fn twenty_kills_lose_nothing(hosts: &Hosts) {
         let step = &steps[index];
         // A little beyond its end: also the moments just after a promise.
         let bound = u64::try_from(step.took.as_millis()).unwrap_or(u64::MAX).max(50) * 6 / 5;
-        let delay = random.below(bound);
+        let delay = dice.below(bound);
         let status = kill_in_the_middle(&host, &step.line.replace("{}", "victim"), delay);
         let view = settled(&host);
         judge(&view, index, status);

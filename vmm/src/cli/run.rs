@@ -1,14 +1,14 @@
 //! `lathe-vmm run`: opens the files itself, then goes the very way that lathed goes: define, start, go.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 
 use lathe_vmm::control::server::Server;
 use lathe_vmm::control::wire::{
-    Command, DiskConfig, DiskRates, FdIndex, MachineConfig, NicConfig, OnReboot, VsockConfig,
+    Command, DiskConfig, DiskRates, Event, FdIndex, MachineConfig, NicConfig, OnReboot, VsockConfig,
 };
 use lathe_vmm::monitor::Monitor;
 use lathe_vmm::sandbox::Extra;
@@ -30,6 +30,19 @@ impl Handed {
         self.0.push(fd.into());
         (self.0.len() - 1) as FdIndex
     }
+}
+
+/// Says on standard error what a person would wonder about otherwise. The guest's console may have the terminal in raw mode.
+fn tell(event: &Event) {
+    let words = match event {
+        Event::TripleFault {} => "the guest reset itself by a triple fault".to_owned(),
+        Event::WatchdogExpired {} => "the guest's watchdog expired".to_owned(),
+        Event::GuestPanicked { message } => format!("the guest's kernel panicked: {message}"),
+        _ => return,
+    };
+    let end = if io::stderr().is_terminal() { "\r\n" } else { "\n" };
+    // Whoever closed standard error does not want to know.
+    let _ = write!(io::stderr(), "lathe-vmm: {words}{end}");
 }
 
 /// Opens a file, or says what is wrong with it.
@@ -169,7 +182,7 @@ pub fn run(options: &RunOptions) -> Result<(), Failure> {
     let _unlink_control = Unlink(options.control.clone());
     // Signals are blocked here, before the first thread: they belong to the server.
     let monitor = Monitor::new().map_err(host)?.sandboxed(Extra::Unlink);
-    let mut server = Server::new(monitor, listener).map_err(host)?;
+    let mut server = Server::new(monitor, listener).map_err(host)?.telling(tell);
     let (console, mut terminal) = console(&mut handed, &options.console)?;
     let config = MachineConfig {
         kvm,

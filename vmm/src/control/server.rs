@@ -20,8 +20,8 @@ use nix::sys::socket::{MsgFlags, send};
 use serde::Deserialize;
 
 use super::wire::{
-    Answer, Command, ExitReason, MAX_CLIENTS, MAX_MESSAGE_BYTES, MAX_MESSAGE_FDS, Message, OLDEST_VERSION,
-    Phase, Refusal, Reply, Request, VERSION,
+    Answer, Command, Event, ExitReason, MAX_CLIENTS, MAX_MESSAGE_BYTES, MAX_MESSAGE_FDS, Message,
+    OLDEST_VERSION, Phase, Refusal, Reply, Request, VERSION,
 };
 use crate::monitor::Monitor;
 
@@ -200,6 +200,8 @@ pub struct Server {
     clients: Vec<Client>,
     signals: SignalFd,
     buffer: Vec<u8>,
+    /// Told of every event, whether or not there are clients.
+    tell: fn(&Event),
 }
 
 impl Server {
@@ -214,7 +216,14 @@ impl Server {
         mask.add(Signal::SIGINT);
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Self { monitor, listener, clients: Vec::new(), signals, buffer: vec![0; MAX_MESSAGE_BYTES] })
+        let buffer = vec![0; MAX_MESSAGE_BYTES];
+        Ok(Self { monitor, listener, clients: Vec::new(), signals, buffer, tell: |_| {} })
+    }
+
+    /// Calls `tell` with every event before clients hear of it.
+    #[must_use]
+    pub fn telling(self, tell: fn(&Event)) -> Self {
+        Self { tell, ..self }
     }
 
     /// Carries a command out as if a client had sent it.
@@ -244,6 +253,7 @@ impl Server {
 
     fn publish(&mut self) {
         for event in self.monitor.take_events() {
+            (self.tell)(&event);
             let message = Message::Event(event);
             self.clients.iter_mut().for_each(|client| client.queue(&message));
         }
@@ -333,6 +343,7 @@ impl Server {
             self.clients[index].queue(&reply);
             // The reply first, then what it caused.
             for event in self.monitor.take_events() {
+                (self.tell)(&event);
                 let message = Message::Event(event);
                 self.clients.iter_mut().for_each(|client| client.queue(&message));
             }

@@ -89,7 +89,7 @@ fn a_wrong_descriptor_changes_nothing_and_all_clients_hear_of_the_end() {
     assert!(matches!(two.ask(HELLO, &[]), Ok(Answer::Hello { phase: Phase::Empty, .. })));
     let kernel = tempfile::tempfile().unwrap();
     assert!(one.ask(define, &[null.as_raw_fd(), kernel.as_raw_fd()]).is_ok());
-    assert!(matches!(two.receive(), Message::Event(crate::control::wire::Event::Phase(Phase::Defined))));
+    assert!(matches!(two.receive(), Message::Event(Event::Phase(Phase::Defined))));
     let start = br#"{"v":1,"id":2,"command":{"start":{}}}"#;
     assert_eq!(one.code(start, &[]), "kvm", "/dev/null is not KVM");
     one.send(QUIT, &[]);
@@ -97,8 +97,8 @@ fn a_wrong_descriptor_changes_nothing_and_all_clients_hear_of_the_end() {
     while last.len() < 3 {
         last.push(two.receive());
     }
-    assert!(matches!(last[0], Message::Event(crate::control::wire::Event::Phase(Phase::Empty))));
-    assert!(matches!(last[2], Message::Event(crate::control::wire::Event::Ended(ExitReason::Quit))));
+    assert!(matches!(last[0], Message::Event(Event::Phase(Phase::Empty))));
+    assert!(matches!(last[2], Message::Event(Event::Ended(ExitReason::Quit))));
     assert_eq!(thread.join().unwrap(), ExitReason::Quit);
 }
 

@@ -20,7 +20,8 @@ use serde::{Deserialize, Serialize};
 /// The protocol version that this build speaks. 2 added [`Command::PrepareCpus`], [`Command::SetCpus`], [`Command::SetPlugged`],
 /// [`Command::SetBalloon`], [`Command::AttachDisk`], [`Command::AttachNic`], [`Command::Detach`], [`Command::GrowDisk`], their answers
 /// and events, the dormant parts of [`MachineConfig`], [`MachineConfig::on_panic`] and what is said of panics. 3 added
-/// [`Command::SetDiskRates`], [`MachineConfig::disk_rates`], [`Status::disk_rates`] and [`Status::disks`].
+/// [`Command::SetDiskRates`], [`MachineConfig::disk_rates`], [`Status::disk_rates`], [`Status::disks`], [`MachineConfig::watchdog`] and
+/// what is said of it.
 pub const VERSION: u32 = 3;
 /// Oldest protocol version that this build still understands.
 pub const OLDEST_VERSION: u32 = 1;
@@ -277,8 +278,8 @@ pub struct MachineConfig {
     #[serde(default)]
     pub on_panic: OnPanic,
     /// With a watchdog (Intel's 6300ESB; drivers `i6300esb`), and what it does when it expires, besides [`Event::WatchdogExpired`]. Since
-    /// version 2.
-    #[serde(default)]
+    /// version 3, and not sent to older ones when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<OnPanic>,
 }
 
@@ -386,7 +387,7 @@ pub enum Event {
         /// What it wrote to its console last, at most 200 characters; from the guest, not to be trusted.
         message: String,
     },
-    /// The guest has given no sign of life for as long as it had allowed itself. Since version 2.
+    /// The guest has given no sign of life for as long as it had allowed itself. Since version 3.
     WatchdogExpired {},
     /// The guest reset by a triple fault, which is seldom what it wanted; [`Event::Rebooted`] follows. Since version 2.
     TripleFault {},
@@ -433,7 +434,7 @@ pub enum ExitReason {
         /// As in [`Event::GuestPanicked`].
         message: String,
     },
-    /// The guest's watchdog expired, and `watchdog` says end. Since version 2.
+    /// The guest's watchdog expired, and `watchdog` says end. Since version 3.
     Watchdog,
     /// The guest reset by a triple fault, and `on_reboot` says end. Since version 2.
     TripleFault,

@@ -155,13 +155,20 @@ mod tests {
         folder
     }
 
+    /// Whole or not at all, as the kernel's files are: a request that waits may look at any moment.
+    fn appear(file: &Path, content: &str) {
+        let hidden = file.with_extension("new");
+        fs::write(&hidden, content).unwrap();
+        fs::rename(hidden, file).unwrap();
+    }
+
     fn plug(folder: &tempfile::TempDir, present: &str) {
-        fs::write(folder.path().join("present"), present).unwrap();
+        appear(&folder.path().join("present"), present);
         for cpu in parse_list(present).into_iter().filter(|cpu| *cpu > 0) {
             let file = switch_of(folder.path(), cpu);
             fs::create_dir_all(file.parent().unwrap()).unwrap();
             if !file.exists() {
-                fs::write(file, "untouched").unwrap();
+                appear(&file, "untouched");
             }
         }
     }
@@ -194,7 +201,7 @@ mod tests {
         let cpus = Cpus::new();
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| cpus.set(folder.path(), 4, Duration::from_secs(30)));
-            fs::write(folder.path().join("present"), "0-3").unwrap();
+            appear(&folder.path().join("present"), "0-3");
             plug(&folder, "0-3");
             asked.join().unwrap().unwrap();
         });
