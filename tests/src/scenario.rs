@@ -12,6 +12,8 @@
 //! A scenario fails by panicking, which every `expect_…` does with what was run and what came of it. A host that
 //! vanishes, or a command that stays silent, *before the scenario's first expectation* is an infrastructure failure:
 //! the consoles are saved, the scenario gets fresh hosts, at most [`RETRIES`] times, and every retry is counted aloud.
+//! What helpers expect while they [prepare](Host::preparing) is not the scenario's own: on an emulated host a guest that stays silent when
+//! it is first booted is one of those, too.
 //! The same holds at any time for an *emulated* host that restarts by itself or has a panic of its own kernel on its console:
 //! QEMU's emulation of SVM corrupts a kernel's stack about once in a hundred nested boots, whatever runs there. So it does for the
 //! guest inside: a guest's console that tells of a [corrupted stack](CORRUPTION) counts as the emulation's, too. A failed
@@ -71,6 +73,8 @@ pub struct Group {
 pub struct Hosts {
     set: HostSet,
     expected: Cell<bool>,
+    /// What is expected now is not the scenario's own.
+    preparing: Cell<bool>,
     emulated: bool,
     /// Since when the present scenario runs.
     begun: Cell<Instant>,
@@ -101,9 +105,9 @@ impl Hosts {
         println!("    {text}");
     }
 
-    /// From here on a failure is the scenario's own. Every `expect_…` does this.
+    /// From here on a failure is the scenario's own. Every `expect_…` does this, outside of [`Host::preparing`].
     pub fn expecting(&self) {
-        self.expected.set(true);
+        self.expected.set(self.expected.get() || !self.preparing.get());
     }
 
     /// From here on a guest's corrupted stack is its own doing.
@@ -123,6 +127,11 @@ impl Hosts {
 }
 
 impl Hosts {
+    /// Whether an emulated host has not even come to the scenario's beginning.
+    fn unprepared(&self) -> bool {
+        self.emulated && self.preparing.get() && !self.expected.get()
+    }
+
     /// Whether an emulated host has restarted by itself, or its console tells of the end of its kernel, or a guest's of a corrupted stack.
     fn emulation_failed(&self) -> bool {
         let panicked = |number| {
@@ -170,6 +179,16 @@ impl<'a> Host<'a> {
     /// Its address on the private segment.
     pub fn address(&self) -> String {
         format!("10.77.0.{}", self.number)
+    }
+
+    /// Does what a scenario stands on: what fails in `work` before the scenario's own first expectation is an infrastructure failure of
+    /// an emulated host.
+    pub fn preparing<T>(&self, work: impl FnOnce() -> T) -> T {
+        let outer = self.hosts.preparing.replace(true);
+        let made = work();
+        // A panic leaves it as it is, for whoever catches it.
+        self.hosts.preparing.set(outer);
+        made
     }
 
     /// Runs a line of shell as root and waits for its end, at most [`COMMAND_LIMIT`].
@@ -538,8 +557,14 @@ impl Runner {
         }
         println!("    {} host(s) up in {:.1} s", group.hosts, begun.elapsed().as_secs_f32());
         let emulated = matches!(self.accel, Accel::Tcg);
-        let (expected, guests_lie, begun) = (Cell::new(false), Cell::new(false), Cell::new(Instant::now()));
-        *hosts = Some(Hosts { set, expected, emulated, begun, guests_lie });
+        *hosts = Some(Hosts {
+            set,
+            expected: Cell::new(false),
+            preparing: Cell::new(false),
+            emulated,
+            begun: Cell::new(Instant::now()),
+            guests_lie: Cell::new(false),
+        });
         Ok(())
     }
 
@@ -608,14 +633,17 @@ impl Drop for Hosts {
 
 fn attempt_once(body: Body, hosts: &Hosts) -> Verdict {
     hosts.expected.set(false);
+    hosts.preparing.set(false);
     hosts.guests_lie.set(false);
     hosts.begun.set(Instant::now());
     match catch_unwind(AssertUnwindSafe(|| body(hosts))) {
         Ok(()) => Verdict::Passed,
         Err(payload) => match payload.downcast::<Infrastructure>() {
             Ok(infrastructure) => Verdict::Infrastructure(infrastructure.0),
-            // What does not hold on a host that has fallen over says nothing.
-            Err(payload) if hosts.emulation_failed() => Verdict::Infrastructure(message_of(&*payload)),
+            // What does not hold on a host that has fallen over, or before anything was tried, says nothing.
+            Err(payload) if hosts.unprepared() || hosts.emulation_failed() => {
+                Verdict::Infrastructure(message_of(&*payload))
+            }
             // The panic hook has printed the message and where it came from.
             Err(payload) => Verdict::Failed(message_of(&*payload)),
         },

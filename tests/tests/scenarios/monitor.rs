@@ -42,8 +42,13 @@ const DEBIAN_LIMIT: Duration = Duration::from_secs(300);
 /// Puts programs and boot images into the host, once.
 pub fn prepared<'a>(hosts: &'a Hosts) -> Host<'a> {
     let host = hosts.host(1);
+    host.preparing(|| prepare(&host));
+    host
+}
+
+fn prepare(host: &Host<'_>) {
     if host.run("test -e /root/kit/ready").status == 0 {
-        return host;
+        return;
     }
     let built = |result: anyhow::Result<std::path::PathBuf>| match result {
         Ok(path) => path,
@@ -61,7 +66,6 @@ pub fn prepared<'a>(hosts: &'a Hosts) -> Host<'a> {
         .expect_ok();
     }
     host.run("touch /root/kit/ready");
-    host
 }
 
 /// One machine under way.
@@ -87,12 +91,13 @@ impl<'a> Machine<'a> {
 
     /// Starts the built-in guest on a kernel and waits until it is ready.
     pub fn boot(host: &Host<'a>, kernel: &str, form: &str, options: &str) -> Self {
-        let machine = Self::start(
-            host,
-            &format!("--kernel {KERNELS}/{kernel}/{form} --initrd /root/kit/{kernel}.cpio {options}"),
-        );
-        machine.wait_ready(1);
-        machine
+        let options =
+            format!("--kernel {KERNELS}/{kernel}/{form} --initrd /root/kit/{kernel}.cpio {options}");
+        host.preparing(|| {
+            let machine = Self::start(host, &options);
+            machine.wait_ready(1);
+            machine
+        })
     }
 
     /// Waits until the built-in guest has said `times` times that it is ready.

@@ -182,20 +182,24 @@ pub fn settled(host: &Host<'_>) -> View {
 
 /// Makes a machine of the built-in guest and waits until it answers.
 pub fn make<'a>(host: &Host<'a>, name: &str, options: &str) -> Outcome<'a> {
-    host.run_within(READY, &format!("lathe run {name} --wait 150 {options}")).expect_ok()
+    host.preparing(|| host.run_within(READY, &format!("lathe run {name} --wait 150 {options}")).expect_ok())
 }
 
 /// The same with a quarter of a CPU, which it gets once it has booted with more.
 pub fn make_small(host: &Host<'_>, name: &str, options: &str) {
     make(host, name, &format!("--memory 128M --cpu 1 {options}"));
-    host.run(&format!("lathe resize {name} --cpu 0.25")).expect_ok();
+    host.preparing(|| host.run(&format!("lathe resize {name} --cpu 0.25")).expect_ok());
 }
 
 /// Copies the boot image of the built-in guest to `/root/initrd.img`, to be used as somebody's own.
 pub fn copy_initrd(host: &Host<'_>) {
-    host.run("lathe run seed --wait 0 --memory 128M --cpu 0.5 --net none && lathe rm seed --force --purge")
+    host.preparing(|| {
+        host.run(
+            "lathe run seed --wait 0 --memory 128M --cpu 0.5 --net none && lathe rm seed --force --purge && \
+             cp $(find /var/lib/lathe/boot -type f | head -n 1) /root/initrd.img",
+        )
         .expect_ok();
-    host.run("cp $(find /var/lib/lathe/boot -type f | head -n 1) /root/initrd.img").expect_ok();
+    });
 }
 
 /// Waits until the guest agent of a machine answers.
