@@ -53,12 +53,12 @@ pub fn hand() -> Result<PathBuf> {
     build("lathe-tests", "hand", true)
 }
 
-/// Where the static `hostile` is, which a guest runs against its own monitor: it is built with the harness.
+/// Where a static program is that scenarios run inside guests, `hostile` or `inside`: they are built with the harness.
 ///
 /// # Errors
 /// The harness was not built by `tests/run`.
-pub fn hostile() -> Result<PathBuf> {
-    let path = cli::own_program()?.with_file_name("hostile");
+pub fn beside_harness(name: &str) -> Result<PathBuf> {
+    let path = cli::own_program()?.with_file_name(name);
     anyhow::ensure!(path.exists(), "{} does not exist; tests/run builds it", path.display());
     Ok(path)
 }

@@ -22,7 +22,7 @@ pub const GROUP: Group = Group {
 
 /// From a command to its effect, in an emulated and busy host.
 const LIMIT: Duration = Duration::from_secs(60);
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 
 /// Has the guest write this much memory and keep it until [`RELEASE`]. Its root file system takes half of the boot memory only.
 fn fill(mib: u64) -> String {
@@ -44,7 +44,7 @@ fn status(machine: &Machine<'_>, field: &str) -> u64 {
     status["status"]["memory"][field].as_u64().unwrap_or(u64::MAX)
 }
 
-fn wait_status(machine: &Machine<'_>, field: &str, value: u64) {
+pub fn wait_status(machine: &Machine<'_>, field: &str, value: u64) {
     let line = format!(
         "/root/kit/lathe-vmm ask {}/control '{{\"status\":{{}}}}' | grep '\"{field}\":{value}[,}}]'",
         machine.folder
@@ -53,7 +53,7 @@ fn wait_status(machine: &Machine<'_>, field: &str, value: u64) {
 }
 
 /// The guest's own sum of its memory, KiB.
-fn total_kib(machine: &Machine<'_>) -> u64 {
+pub fn total_kib(machine: &Machine<'_>) -> u64 {
     machine.shell("grep MemTotal /proc/meminfo | tr -dc 0-9").expect_ok().stdout().parse().unwrap_or_default()
 }
 

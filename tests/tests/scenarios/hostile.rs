@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
-use lathe_tests::bench::programs;
 use lathe_tests::scenario::{Group, Hosts};
 
-use super::monitor::{Machine, prepared};
+use super::monitor::{Machine, prepared, push_beside};
 
 /// On one host.
 pub const GROUP: Group = Group {
@@ -52,11 +51,7 @@ fn look(machine: &Machine<'_>) -> (u64, u64, u64) {
 
 fn a_guest_that_lies_gets_nowhere(hosts: &Hosts) {
     let host = prepared(hosts);
-    let program = match programs::hostile() {
-        Ok(path) => path,
-        Err(error) => panic!("{error:#}"),
-    };
-    host.push(&program, "/root/kit/hostile");
+    push_beside(&host, "hostile");
     hosts.guests_lie();
     let seed = u64::from(std::process::id());
     for (round, kernel) in (0..).zip(["6.1", "6.12"]) {

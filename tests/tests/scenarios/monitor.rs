@@ -33,7 +33,7 @@ pub const DEBIAN: Group = Group {
     scenarios: &[("debian_6_1", boots_debian_6_1), ("debian_6_12", boots_debian_6_12)],
 };
 
-const KERNELS: &str = "/usr/lib/lathe-test/kernels";
+pub const KERNELS: &str = "/usr/lib/lathe-test/kernels";
 /// From the monitor's start to the built-in guest's word that it is ready, in an emulated and busy host.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// From the monitor's start to a whole distribution's shell.
@@ -66,6 +66,14 @@ fn prepare(host: &Host<'_>) {
         .expect_ok();
     }
     host.run("touch /root/kit/ready");
+}
+
+/// Puts a static program that is built with the harness into `/root/kit`, for guests.
+pub fn push_beside(host: &Host<'_>, name: &str) {
+    match programs::beside_harness(name) {
+        Ok(path) => host.push(&path, &format!("/root/kit/{name}")),
+        Err(error) => panic!("{error:#}"),
+    }
 }
 
 /// One machine under way.

@@ -188,7 +188,7 @@ fn a_reboot_brings_back_what_shall_come_back(hosts: &Hosts) {
         "back",
         "--memory 128M --cpu 1 --net 10mbit --autostart --kernel /boot/vmlinuz-$(uname -r) --initrd /root/initrd.img --disk /root/disk.raw",
     );
-    host.run("lathe run left --wait 0 --memory 128M --cpu 1 --net none").expect_ok();
+    host.run("lathe run left --wait 0 --memory 128M --cpu 0.75 --net none").expect_ok();
     host.run("lathe resize back --cpu 0.5 --net 20mbit").expect_ok();
     exec(&host, "back", "sh -c 'printf kept | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null'").expect_ok();
     let address = show(&host, "back")["addresses"].clone();
