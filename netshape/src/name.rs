@@ -2,7 +2,8 @@
 //! found after a crash; and both are told from others' links of the same beginning by their kind.
 //!
 //! The kernel allows 15 bytes (`IFNAMSIZ` − 1). A machine's name that fits is used as it is; a longer or odd one is
-//! cut and gets a hash behind an underscore, which plain names never contain, so the two forms cannot meet.
+//! cut and gets a hash of 8 digits behind an underscore, which plain names never contain, so the two forms cannot meet. Further nics of a
+//! machine have their number, which is shorter than a hash, behind the underscore; or are hashed with it.
 
 use std::fmt;
 
@@ -14,6 +15,8 @@ const TAP: &str = "lt-";
 const IFB: &str = "li-";
 /// Of a machine's name that does not fit, so much is kept.
 const KEPT_BYTES: usize = 3;
+/// Numbers of nics below this are shorter than the hash.
+const NUMBERS: u32 = 1_000_000;
 
 /// A valid interface name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,17 +37,24 @@ impl IfName {
 
     /// The tap of a machine; the same name gives the same tap for ever.
     pub fn tap_of(machine: &str) -> IfName {
-        let plain = (1..=NAME_BYTES_MAX - TAP.len()).contains(&machine.len())
-            && machine.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        if plain {
+        if machine.len() <= NAME_BYTES_MAX - TAP.len() && is_plain(machine) {
             return IfName(format!("{TAP}{machine}"));
         }
-        let kept: String = machine
-            .chars()
-            .filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
-            .take(KEPT_BYTES)
-            .collect();
-        IfName(format!("{TAP}{kept}_{:08x}", fnv1a(machine.as_bytes()) >> 32))
+        hashed(machine)
+    }
+
+    /// The tap of a machine's nic of this number; 0 is [`IfName::tap_of`]. Two nics may meet where a name is hashed: whoever makes taps looks
+    /// whether the name is taken.
+    pub fn nic_of(machine: &str, number: u32) -> IfName {
+        if number == 0 {
+            return Self::tap_of(machine);
+        }
+        let plain = format!("{TAP}{machine}_{number}");
+        if number < NUMBERS && plain.len() <= NAME_BYTES_MAX && is_plain(machine) {
+            return IfName(plain);
+        }
+        // Machines' names have no slash.
+        hashed(&format!("{machine}/{number}"))
     }
 
     /// The ifb beside a machine's tap.
@@ -78,6 +88,18 @@ impl fmt::Display for IfName {
     }
 }
 
+/// Whether a machine's name can be part of an interface's as it is.
+fn is_plain(machine: &str) -> bool {
+    !machine.is_empty() && machine.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+/// A tap's name that begins as `name` does and is told from others by a hash.
+fn hashed(name: &str) -> IfName {
+    let kept: String =
+        name.chars().filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit()).take(KEPT_BYTES).collect();
+    IfName(format!("{TAP}{kept}_{:08x}", fnv1a(name.as_bytes()) >> 32))
+}
+
 /// FNV-1a, 64 bits: stable over releases, which the standard library's hasher is not.
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes
@@ -103,6 +125,18 @@ mod tests {
     }
 
     #[test]
+    fn further_nics_have_names_of_their_own() {
+        assert_eq!(IfName::nic_of("web", 0), IfName::tap_of("web"));
+        assert_eq!(IfName::nic_of("web", 1).as_str(), "lt-web_1");
+        assert_eq!(IfName::nic_of("ten-chars-", 9).as_str(), "lt-ten-chars-_9");
+        assert_eq!(IfName::nic_of("ten-chars-", 10).as_str().len(), 15);
+        let long = IfName::nic_of("twelve-chars", 1);
+        assert!(long.as_str().starts_with("lt-twe_") && long.as_str().len() == 15, "{long}");
+        assert_ne!(long, IfName::nic_of("twelve-chars", 2));
+        assert_ne!(IfName::nic_of("web", u32::MAX), IfName::nic_of("web", u32::MAX - 1));
+    }
+
+    #[test]
     fn bad_names_are_refused() {
         for bad in ["", ".", "..", "a/b", "a b", "sixteen-bytes-ab", "é", "a;b", "\"", "a\n"] {
             assert!(IfName::new(bad).is_err(), "{bad:?}");
@@ -116,6 +150,15 @@ mod tests {
             prop_assert!(IfName::new(tap.as_str()).is_ok());
             prop_assert!(tap.is_tap() && !tap.is_ifb());
             prop_assert!(IfName::ifb_of(&tap).is_ok_and(|ifb| ifb.is_ifb()));
+        }
+
+        #[test]
+        fn every_nic_has_a_valid_tap_of_its_own(machine in "[a-z][a-z0-9-]{0,11}", other in "[a-z][a-z0-9-]{0,11}", number in 1_u32..1000) {
+            let tap = IfName::nic_of(&machine, number);
+            prop_assert!(IfName::new(tap.as_str()).is_ok());
+            prop_assert!(IfName::ifb_of(&tap).is_ok_and(|ifb| ifb.is_ifb()));
+            prop_assert_ne!(&tap, &IfName::tap_of(&machine));
+            prop_assert_ne!(&tap, &IfName::tap_of(&other));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::control::definition::{Devices, Disk, Nic};
-use crate::control::wire::{DiskRates, DiskStatus, MemoryStatus};
+use crate::control::wire::{DiskRates, DiskStatus, MemoryStatus, NicStatus};
 use crate::hotmem::Refused;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{self, Block, BlockError, Engine, Throttle};
@@ -36,6 +36,8 @@ pub struct DeviceSet {
     mem: Option<Arc<Mutex<MemDevice>>>,
     balloon: Option<Arc<Mutex<Balloon>>>,
     disks: BTreeMap<String, Arc<Mutex<Block>>>,
+    /// Their addresses.
+    nics: BTreeMap<String, [u8; 6]>,
     /// What they may do together.
     throttle: Arc<Throttle>,
     /// Numbers of the next disk and nic. Names are not used again, so that an event is never about another device.
@@ -61,6 +63,7 @@ impl DeviceSet {
             mem: memory.mem.map(|device| Arc::new(Mutex::new(device))),
             balloon: memory.balloon.map(|device| Arc::new(Mutex::new(device))),
             disks: BTreeMap::new(),
+            nics: BTreeMap::new(),
             throttle: Arc::default(),
             next: (0, 0),
             spares: Vec::new(),
@@ -191,6 +194,7 @@ impl DeviceSet {
         let name = format!("net{}", self.next.1);
         let net = Net::new(&name, nic.tap, nic.mac, nic.mtu).map_err(|e| e.to_string())?;
         self.next.1 += 1;
+        self.nics.insert(name, nic.mac);
         let device: Shared = Arc::new(Mutex::new(net));
         self.all.push(device.clone());
         Ok(device)
@@ -201,6 +205,7 @@ impl DeviceSet {
         if let Some(disk) = self.disks.remove(name) {
             self.spares.extend(lock(&disk).close());
         }
+        self.nics.remove(name);
         self.all.retain(|device| lock(device).name() != name);
     }
 
@@ -233,6 +238,15 @@ impl DeviceSet {
             DiskStatus { device, serial, bytes: disk.bytes() }
         };
         (disks.map(status).collect(), self.spares.len())
+    }
+
+    /// Its nics in the order in which they came.
+    pub fn nics_status(&self) -> Vec<NicStatus> {
+        let status = |device: &Shared| {
+            let device = lock(device).name().to_owned();
+            self.nics.get(&device).map(|mac| NicStatus { mac: *mac, device })
+        };
+        self.all.iter().filter_map(status).collect()
     }
 
     /// All of them, in the order in which they came.

@@ -27,7 +27,7 @@ use crate::arch::x86_64::{acpi, layout, params, regs};
 use crate::bus::Bus;
 use crate::console::Console;
 use crate::control::definition::{Definition, Devices, Disk, Nic};
-use crate::control::wire::{CpuStatus, DisksStatus, MemoryStatus, Stats};
+use crate::control::wire::{CpuStatus, DisksStatus, MemoryStatus, NicsStatus, Stats};
 use crate::cpu_hotplug::{self, CpuHotplug};
 use crate::device_thread::DeviceThread;
 use crate::devices::{DeviceSet, MemoryDevices};
@@ -412,6 +412,12 @@ impl Machine {
         let (disks, spares) = self.devices.disks_status();
         let free = spares.min(self.shared.bus.pci.free_slots());
         DisksStatus { disks, free: u32::try_from(free).unwrap_or(u32::MAX) }
+    }
+
+    /// Nics now, and how many more can come.
+    pub fn nics_status(&self) -> NicsStatus {
+        let free = self.shared.bus.pci.free_slots();
+        NicsStatus { nics: self.devices.nics_status(), free: u32::try_from(free).unwrap_or(u32::MAX) }
     }
 
     /// Ends the devices that the guest has let go; returns their names.

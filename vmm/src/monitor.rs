@@ -260,6 +260,7 @@ impl Monitor {
             memory: self.machine.as_ref().map(Machine::memory_status),
             disk_rates: self.machine.as_ref().map(|machine| machine.devices().disk_rates()),
             disks: self.machine.as_ref().map(Machine::disks_status),
+            nics: self.machine.as_ref().map(Machine::nics_status),
         }
     }
 

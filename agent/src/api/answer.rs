@@ -170,9 +170,21 @@ pub struct OperationId(pub String);
 #[derive(Debug)]
 pub struct DiskName(pub String, pub String);
 
+/// The `{name}` and `{nic}` of a nic's path; likewise.
+#[derive(Debug)]
+pub struct NicName(pub String, pub String);
+
 async fn path_name<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<String, Problem> {
     let path = Path::<String>::from_request_parts(parts, state).await;
     path.map(|Path(name)| name).map_err(|rejection| bad("bad-name", rejection.body_text()))
+}
+
+/// A machine's name and that of something of it.
+async fn path_names<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<(String, String), Problem> {
+    let path = Path::<(String, String)>::from_request_parts(parts, state).await;
+    let Path((name, part)) = path.map_err(|rejection| bad("bad-name", rejection.body_text()))?;
+    check_name(&name)?;
+    Ok((name, part))
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Name {
@@ -199,10 +211,17 @@ impl<S: Send + Sync> FromRequestParts<S> for DiskName {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let path = Path::<(String, String)>::from_request_parts(parts, state).await;
-        let Path((name, disk)) = path.map_err(|rejection| bad("bad-name", rejection.body_text()))?;
-        check_name(&name)?;
+        let (name, disk) = path_names(parts, state).await?;
         Ok(Self(name, disk))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for NicName {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let (name, nic) = path_names(parts, state).await?;
+        Ok(Self(name, nic))
     }
 }
 

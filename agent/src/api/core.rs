@@ -8,11 +8,11 @@ use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc};
 
 use super::wire::{
-    ClusterInit, ClusterView, DiskList, DoctorReport, EventView, HostView, JoinRequest, MachineView,
+    ClusterInit, ClusterView, DiskList, DoctorReport, EventView, HostView, JoinRequest, MachineView, NicList,
     OperationList, OperationView, PeerList, PlanView, Removed, ResizeRequest, ResizeView, RunRequest,
     StopRequest, TokenView,
 };
-use crate::machines::{ConsoleHandle, DiskChange, DiskChanged, Machines};
+use crate::machines::{ConsoleHandle, DiskChange, DiskChanged, Machines, NicChange, NicChanged};
 use crate::problem::Problem;
 
 /// An answer that takes its time.
@@ -77,6 +77,12 @@ pub trait Core: Send + Sync {
     fn change_disk<'a>(&'a self, name: &'a str, change: DiskChange) -> Reply<'a, DiskChanged>;
     /// What [`Core::change_disk`] would do.
     fn plan_disk<'a>(&'a self, name: &'a str, change: &'a DiskChange) -> Reply<'a, PlanView>;
+    /// A machine's nics.
+    fn nics<'a>(&'a self, name: &'a str) -> Reply<'a, NicList>;
+    /// Adds, limits or removes one of them.
+    fn change_nic<'a>(&'a self, name: &'a str, change: NicChange) -> Reply<'a, NicChanged>;
+    /// What [`Core::change_nic`] would do.
+    fn plan_nic<'a>(&'a self, name: &'a str, change: &'a NicChange) -> Reply<'a, PlanView>;
     /// A stream to the guest agent, ready for its protocol.
     fn guest_stream<'a>(&'a self, name: &'a str) -> Reply<'a, UnixStream>;
     /// The console.
@@ -192,6 +198,18 @@ impl Core for Machines {
 
     fn plan_disk<'a>(&'a self, name: &'a str, change: &'a DiskChange) -> Reply<'a, PlanView> {
         Box::pin(Machines::plan_disk(self, name, change))
+    }
+
+    fn nics<'a>(&'a self, name: &'a str) -> Reply<'a, NicList> {
+        Box::pin(Machines::nics(self, name))
+    }
+
+    fn change_nic<'a>(&'a self, name: &'a str, change: NicChange) -> Reply<'a, NicChanged> {
+        Box::pin(Machines::change_nic(self, name, change))
+    }
+
+    fn plan_nic<'a>(&'a self, name: &'a str, change: &'a NicChange) -> Reply<'a, PlanView> {
+        Box::pin(Machines::plan_nic(self, name, change))
     }
 
     fn guest_stream<'a>(&'a self, name: &'a str) -> Reply<'a, UnixStream> {

@@ -2,7 +2,7 @@
 
 use utoipa::OpenApi;
 
-use super::routes::{cluster, disks, files, host, machines, streams};
+use super::routes::{cluster, disks, files, host, machines, nics, streams};
 
 /// What the document says of itself.
 #[derive(OpenApi)]
@@ -33,6 +33,10 @@ use super::routes::{cluster, disks, files, host, machines, streams};
         disks::add,
         disks::grow,
         disks::remove,
+        nics::list,
+        nics::add,
+        nics::limit,
+        nics::remove,
         streams::logs,
         streams::exec,
         streams::console,

@@ -21,6 +21,10 @@
 //! | `POST /v1/machines/{name}/disks[?plan=true]` | [`DiskAddRequest`] → 201 [`DiskView`], or [`PlanView`] | change |
 //! | `PATCH /v1/machines/{name}/disks/{disk}[?plan=true]` | [`DiskGrowRequest`] → [`DiskView`], or [`PlanView`] | change |
 //! | `DELETE /v1/machines/{name}/disks/{disk}?purge=bool&timeout_sec=N[&plan=true]` | → [`Removed`], or [`PlanView`] | change |
+//! | `GET /v1/machines/{name}/nics` | → [`NicList`] | view |
+//! | `POST /v1/machines/{name}/nics[?plan=true]` | [`NicAddRequest`] → 201 [`NicView`], or [`PlanView`] | change |
+//! | `PATCH /v1/machines/{name}/nics/{nic}[?plan=true]` | [`NicLimitRequest`] → [`NicView`], or [`PlanView`] | change |
+//! | `DELETE /v1/machines/{name}/nics/{nic}?timeout_sec=N[&plan=true]` | → [`Removed`], or [`PlanView`] | change |
 //! | `GET /v1/machines/{name}/logs?lines=N&follow=bool` | → text/plain, the console | view |
 //! | `POST /v1/machines/{name}/exec` | `Connection: upgrade`, `Upgrade: lathe-guest`: then frames of the guest protocol, first an `Exec` request | change |
 //! | `POST /v1/machines/{name}/console` | `Upgrade: lathe-console`: then raw bytes both ways | change |
@@ -81,15 +85,15 @@ pub struct MachineView {
     pub cpu: Amounts,
     /// Bytes.
     pub memory: Amounts,
-    /// bit/s each way; all zero for a machine without network; desired 0 with a network means unlimited.
+    /// bit/s each way of its first nic; all zero for a machine without network; desired 0 with a network means unlimited.
     pub net: Amounts,
     /// I/O operations per second; 0 means unlimited.
     pub iops: Amounts,
     /// vCPUs.
     pub vcpus: u32,
-    /// Addresses with prefix length.
+    /// Addresses with prefix length, of all its nics in order.
     pub addresses: Vec<String>,
-    /// `52:54:…`, empty without network.
+    /// `52:54:…` of its first nic, empty without network.
     pub mac: String,
     /// What it was made from, for people: `image debian-12`, `built-in guest, kernel 6.1.0-37-amd64`.
     pub source: String,
@@ -117,9 +121,9 @@ pub struct MachineView {
     pub cpu_throttled_usec: u64,
     /// Cumulative CPU time, vCPUs and monitor, microseconds.
     pub cpu_usage_usec: u64,
-    /// Cumulative bytes towards the guest.
+    /// Cumulative bytes towards the guest, all nics.
     pub net_rx_bytes: u64,
-    /// Cumulative bytes from the guest.
+    /// Cumulative bytes from the guest, all nics.
     pub net_tx_bytes: u64,
     /// milliCPU that it may have at most; `None`: what the host has.
     #[serde(default)]
@@ -339,6 +343,82 @@ pub struct DiskList {
     pub disks: Vec<DiskView>,
 }
 
+/// One more nic of a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NicAddRequest {
+    /// `net1` to `net9`; `None`: the first of them that is free.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// bit/s each way, at least 1000; `None` or 0: unlimited.
+    #[serde(default)]
+    pub bit_per_sec: Option<u64>,
+}
+
+/// Another rate of a nic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NicLimitRequest {
+    /// bit/s each way, at least 1000; 0: unlimited.
+    pub bit_per_sec: u64,
+}
+
+/// A nic of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NicView {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// Machine name.
+    pub machine: String,
+    /// Unique in the machine: `net0` is the one that it was made with, others are `net1` to `net9`.
+    pub name: String,
+    /// Whether the guest has it.
+    pub state: NicState,
+    /// `52:54:…`; by this the guest's card is known.
+    pub mac: String,
+    /// With prefix length.
+    pub addresses: Vec<String>,
+    /// Its interface on the host, while it is attached.
+    pub tap: String,
+    /// bit/s each way that were asked for; 0: unlimited.
+    pub bit_per_sec: u64,
+    /// bit/s towards the guest in force now, read back; 0: unlimited, `None`: not attached.
+    pub to_guest_bit_per_sec: Option<u64>,
+    /// bit/s from the guest in force now, read back; 0: unlimited, `None`: not attached.
+    pub from_guest_bit_per_sec: Option<u64>,
+    /// Bytes towards the guest since its tap was made.
+    pub rx_bytes: u64,
+    /// Bytes from the guest since its tap was made.
+    pub tx_bytes: u64,
+    /// The guest agent has given the guest's card its addresses.
+    pub configured: bool,
+    /// In words, why the guest has it but not its addresses.
+    pub reason: String,
+}
+
+/// Whether the guest has a nic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NicState {
+    /// It has.
+    Attached,
+    /// It has not; it gets it at its next start.
+    Detached,
+    /// It is being made.
+    Adding,
+    /// The guest has been asked to let it go.
+    Removing,
+}
+
+/// Nics of one machine.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NicList {
+    /// Always [`SCHEMA`].
+    pub schema: u32,
+    /// In the order in which it gets them.
+    pub nics: Vec<NicView>,
+}
+
 /// A change of shape. What is absent stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -347,7 +427,7 @@ pub struct ResizeRequest {
     pub cpu_milli: Option<u64>,
     /// Bytes.
     pub memory_bytes: Option<u64>,
-    /// bit/s each way; 0: no limit.
+    /// bit/s each way of `net0`, the nic that it was made with; 0: no limit.
     pub net_bit_per_sec: Option<u64>,
     /// I/O operations per second; 0: no limit.
     pub iops: Option<u64>,
@@ -491,7 +571,7 @@ pub struct PlanView {
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlanStep {
-    /// `cpu`, `memory`, `net`, `iops`, `disk`, `machine`.
+    /// `cpu`, `memory`, `net`, `iops`, `disk`, `nic`, `machine`.
     pub resource: String,
     /// In the resource's unit.
     pub from: u64,

@@ -85,6 +85,9 @@ pub enum Verb {
     /// Add, grow, list and remove disks of a machine, while it runs too
     #[command(subcommand)]
     Disk(DiskVerb),
+    /// Add, limit, list and remove network cards of a machine, while it runs too
+    #[command(subcommand)]
+    Nic(NicVerb),
     /// Import, list and remove images
     #[command(subcommand)]
     Image(ImageVerb),
@@ -307,7 +310,7 @@ pub struct ResizeArgs {
     /// Memory: 768M, +256M, -10%
     #[arg(long, value_name = "CHANGE", allow_hyphen_values = true)]
     pub memory: Option<Change<Bytes>>,
-    /// Bandwidth each way: 40mbit, +10%, or unlimited
+    /// Bandwidth each way of its nic net0: 40mbit, +10%, or unlimited (of others: lathe nic limit)
     #[arg(long, value_name = "CHANGE|unlimited", allow_hyphen_values = true, value_parser = limit::<BitRate>)]
     pub net: Option<Limit<BitRate>>,
     /// I/O operations per second of all its disks together: 300iops, +10%, or unlimited
@@ -537,6 +540,79 @@ pub struct DiskRemoveArgs {
     pub exit_code: bool,
 }
 
+/// Verbs of `lathe nic`.
+#[derive(Debug, Subcommand)]
+pub enum NicVerb {
+    /// Give a machine one more network card with addresses of its own: plugged in at once if it runs, otherwise at its next start
+    Add(NicAddArgs),
+    /// List a machine's network cards
+    #[command(visible_alias = "ls")]
+    List {
+        /// Machine
+        machine: String,
+    },
+    /// Change the rate of a network card, at once; that of net0 is changed with lathe resize --net
+    Limit(NicLimitArgs),
+    /// Take a network card out of a machine as soon as its guest lets it go
+    #[command(visible_alias = "rm")]
+    Remove(NicRemoveArgs),
+}
+
+/// Options of `lathe nic add`.
+#[derive(Debug, Args)]
+pub struct NicAddArgs {
+    /// Machine
+    pub machine: String,
+    /// Bandwidth each way (20mbit) [default: unlimited]
+    #[arg(long, value_name = "RATE")]
+    pub net: Option<BitRate>,
+    /// Its name: net1 to net9 [default: the first that is free]
+    #[arg(long, value_name = "NAME")]
+    pub id: Option<String>,
+    /// Show what would be done, change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// With --plan: exit with 11 when there is something to do
+    #[arg(long, requires = "plan")]
+    pub exit_code: bool,
+}
+
+/// Options of `lathe nic limit`.
+#[derive(Debug, Args)]
+pub struct NicLimitArgs {
+    /// Machine
+    pub machine: String,
+    /// Nic
+    pub nic: String,
+    /// Bandwidth each way then: 40mbit, +10%, or unlimited
+    #[arg(value_name = "CHANGE|unlimited", allow_hyphen_values = true, value_parser = limit::<BitRate>)]
+    pub rate: Limit<BitRate>,
+    /// Show what would be done, change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// With --plan: exit with 11 when there is something to do
+    #[arg(long, requires = "plan")]
+    pub exit_code: bool,
+}
+
+/// Options of `lathe nic remove`.
+#[derive(Debug, Args)]
+pub struct NicRemoveArgs {
+    /// Machine
+    pub machine: String,
+    /// Nic
+    pub nic: String,
+    /// Seconds that a running guest gets to let it go; after that it stays
+    #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub timeout: u32,
+    /// Show what would be done, change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// With --plan: exit with 11 when there is something to do
+    #[arg(long, requires = "plan")]
+    pub exit_code: bool,
+}
+
 /// Verbs of `lathe image`.
 #[derive(Debug, Subcommand)]
 pub enum ImageVerb {
@@ -705,6 +781,7 @@ mod tests {
             "\\-\\-if\\-revision",
             "lathe image import",
             "lathe disk grow [OPTIONS]",
+            "lathe nic add [OPTIONS]",
             "lathe cluster join",
             "EXIT STATUS",
         ] {
@@ -744,5 +821,8 @@ mod tests {
         let Verb::Disk(DiskVerb::Grow(args)) = cli.verb else { panic!("grows no disk") };
         assert!(args.plan && args.size == Change::Down(Bytes(2 << 30)));
         assert!(Cli::try_parse_from(["lathe", "disk", "add", "web"]).is_err(), "how large?");
+        let cli = Cli::try_parse_from(["lathe", "nic", "limit", "web", "net1", "-10%"]).unwrap();
+        let Verb::Nic(NicVerb::Limit(args)) = cli.verb else { panic!("limits no nic") };
+        assert_eq!(args.rate, Limit::Change(Change::Percent { up: false, centipercent: 1000 }));
     }
 }

@@ -250,7 +250,8 @@ pub async fn show(client: &Client, json: bool, name: &str) -> Verdict {
         return Ok(exit::DONE);
     }
     let disks = super::disk::line(client, name).await?;
-    print(&format!("{}{disks}", show_text(&view)));
+    let nics = super::nic::line(client, name).await?;
+    print(&format!("{}{disks}{nics}", show_text(&view)));
     Ok(exit::DONE)
 }
 

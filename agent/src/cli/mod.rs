@@ -3,7 +3,7 @@
 //! - [`args`]: the definition of every verb and option, from which help, man page and completions are made
 //! - [`client`]: HTTP over the Unix socket
 //! - [`output`]: tables, amounts, errors as people read them
-//! - [`machine`], [`resize`], [`disk`], [`host`], [`image`], [`cluster`]: the verbs
+//! - [`machine`], [`resize`], [`disk`], [`nic`], [`host`], [`image`], [`cluster`]: the verbs
 //! - [`stream`]: `exec` and `console`
 //!
 //! Data goes to standard output, talk to standard error. Exit codes: [`exit`].
@@ -15,6 +15,7 @@ pub mod disk;
 pub mod host;
 pub mod image;
 pub mod machine;
+pub mod nic;
 pub mod output;
 pub mod resize;
 pub mod stream;
@@ -77,6 +78,7 @@ pub async fn execute(cli: Cli) -> Verdict {
         Verb::Doctor => host::doctor(&client, json).await,
         Verb::Events => host::events(&client).await,
         Verb::Disk(verb) => disk::disk(&client, json, verb).await,
+        Verb::Nic(verb) => nic::nic(&client, json, verb).await,
         Verb::Image(verb) => image::image(&client, json, verb).await,
         Verb::Cluster(verb) => cluster::cluster(&client, json, verb).await,
         Verb::Completions { shell } => {

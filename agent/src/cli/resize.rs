@@ -40,7 +40,7 @@ fn changed<T: Copy>(
 }
 
 /// The same of a limit, where 0 is none: a change that leads to or from nothing would take a limit away, or leave it away.
-fn limited<T: Copy>(
+pub(super) fn limited<T: Copy>(
     what: &str,
     limit: Limit<T>,
     now: u64,

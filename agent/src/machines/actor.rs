@@ -20,6 +20,7 @@ use super::core::{Core, Entry, Usage};
 use super::disks::{self, DiskChange, Plugs};
 use super::launch::{self, Live};
 use super::life::{self, Decision, Effect, End, EndKind, Event, Life, Refused, Rules};
+use super::nics::{self, NicChange, Unplugs};
 use super::resize::Shaper;
 use super::{files, guest, resize, shape};
 use crate::api::wire::{OperationView, ResizeRequest, ResizeView};
@@ -62,6 +63,8 @@ pub enum Ask {
     Cancel(u64, oneshot::Sender<Result<OperationView, Problem>>),
     /// A change of its disks; answered when it is done or refused.
     Disk(DiskChange, disks::Reply),
+    /// A change of its nics; answered when it is done or refused.
+    Nic(NicChange, nics::Reply),
     /// The file of a disk of this name is made, or is not.
     DiskMade(String, Result<(), Problem>),
     /// What came of a step of a change of shape.
@@ -95,6 +98,7 @@ pub(super) struct Actor {
     attempts: u32,
     pub(super) shape: Shaper,
     pub(super) plugs: Plugs,
+    pub(super) unplugs: Unplugs,
 }
 
 impl Actor {
@@ -106,6 +110,7 @@ impl Actor {
             entry,
             shape,
             plugs: Plugs::default(),
+            unplugs: Unplugs::default(),
             live: None,
             notices: None,
             exit: None,
@@ -129,6 +134,7 @@ impl Actor {
             let deadline = self.timer.unwrap_or_else(far_away);
             let look = resize::wake(&self).map(Instant::from_std);
             let disk = self.plugs.wake();
+            let nic = self.unplugs.wake();
             tokio::select! {
                 ask = asks.recv() => match ask {
                     Some(ask) => self.take(ask).await,
@@ -146,6 +152,7 @@ impl Actor {
                     }
                 }
                 () = sleep_until(disk.unwrap_or_else(far_away)), if disk.is_some() => disks::tick(&mut self).await,
+                () = sleep_until(nic.unwrap_or_else(far_away)), if nic.is_some() => nics::tick(&mut self).await,
                 () = sleep_until(look.unwrap_or_else(far_away)), if look.is_some() => {
                     resize::tick(&mut self).await;
                 }
@@ -181,10 +188,12 @@ impl Actor {
                 let _ = reply.send(resize::cancel(self, number).await);
             }
             Ask::Disk(change, reply) => disks::change(self, change, reply).await,
+            Ask::Nic(change, reply) => nics::change(self, change, reply).await,
             Ask::DiskMade(disk, made) => disks::made(self, &disk, made).await,
             Ask::Shape(event) => resize::take_in(self, event).await,
             Ask::GuestAgent(there) => {
                 self.entry.with(|shared| shared.guest_agent = there);
+                nics::catch_up(self);
                 resize::take_in(self, shape::Event::Agent(there)).await;
             }
         }
@@ -256,6 +265,9 @@ impl Actor {
         }
         self.entry.with(|shared| shared.record = record);
         self.announce(&before, &life);
+        if life == Life::Running {
+            nics::catch_up(self);
+        }
         self.entry.life.send_replace(life);
         Ok(())
     }
@@ -371,6 +383,8 @@ impl Actor {
                     shared.usage = Usage::default();
                     shared.reboots = 0;
                     shared.plugged = disks::plugged_at_start(&record);
+                    shared.nics = nics::plugged_at_start(&self.core, &record);
+                    shared.seen.clear();
                 });
                 self.connect(started.live, started.notices).await;
                 resize::up(self, resize::Found::Started(started.placed)).await;
@@ -396,8 +410,9 @@ impl Actor {
         self.notices = Some(notices);
     }
 
-    async fn read_port(&self) -> PortState {
-        let tap = self.entry.with(|shared| shared.record.net.as_ref().map(|net| net.tap.clone()));
+    /// What the port of the first nic has in force.
+    pub(super) async fn read_port(&self) -> PortState {
+        let tap = self.entry.with(|shared| shared.record.all_nics().next().map(|nic| nic.tap.clone()));
         match (&self.core.ports, tap) {
             (Some(ports), Some(tap)) => ports.read(&tap).await.unwrap_or_default(),
             _ => PortState::default(),
@@ -418,6 +433,8 @@ impl Actor {
             shared.quota_milli = None;
             shared.force = None;
             shared.plugged.clear();
+            shared.nics.clear();
+            shared.configured.clear();
             shared.port = PortState::default();
             shared.usage = Usage::default();
         });
@@ -430,6 +447,7 @@ impl Actor {
                 self.entry.with(|shared| {
                     shared.reboots += 1;
                     shared.guest_agent = false;
+                    shared.configured.clear();
                 });
                 self.core.tell("machine-rebooted", &self.entry.name, format!("{} reboots", self.entry.name));
                 self.watch_guest();
@@ -465,7 +483,10 @@ impl Actor {
                 let message = format!("{} reset itself by a triple fault", self.entry.name);
                 self.core.tell("machine-triple-fault", &self.entry.name, message);
             }
-            Notice::Event(MonitorEvent::DeviceDetached { .. }) => disks::settle(self).await,
+            Notice::Event(MonitorEvent::DeviceDetached { .. }) => {
+                disks::settle(self).await;
+                nics::settle(self).await;
+            }
             Notice::Answer(id, result) => resize::answered(self, id, result).await,
             Notice::Gone => {
                 let end = self.how_it_ended().await;
@@ -569,6 +590,7 @@ impl Actor {
             tokio::time::sleep(CLEAR_PAUSE).await;
         }
         disks::down(self).await;
+        nics::down(self).await;
     }
 
     async fn try_clear(&self) -> Result<(), Problem> {
@@ -577,9 +599,11 @@ impl Actor {
         if !self.core.is_closing() {
             self.core.launcher.end(name).await?;
         }
-        let tap = self.entry.with(|shared| shared.record.net.as_ref().map(|net| net.tap.clone()));
-        if let (Some(ports), Some(tap)) = (&self.core.ports, tap) {
-            ports.remove(&tap).await?;
+        let record = self.entry.with(|shared| shared.record.clone());
+        for nic in record.all_nics() {
+            if let Some(ports) = &self.core.ports {
+                ports.remove(&nic.tap).await?;
+            }
         }
         files::remove_folder(&self.core.config.socket_dir(name))
     }
@@ -617,25 +641,21 @@ impl Actor {
             earlier.abort();
         }
         let socket = self.core.config.socket_dir(&self.entry.name).join("vsock.sock");
-        let request = super::view::guest_network(&self.core, &self.entry);
-        let asks = self.entry.asks.clone();
-        let name = self.entry.name.clone();
+        let (core, entry) = (Arc::clone(&self.core), Arc::clone(&self.entry));
         let task = tokio::spawn(async move {
             let mut pause = guest::FIRST_PAUSE;
             loop {
                 if let Ok(mut stream) = guest::connect(&socket).await
-                    && guest::hello(&mut stream).await.is_ok()
+                    && let Ok(hello) = guest::hello(&mut stream).await
                 {
                     pause = guest::FIRST_PAUSE;
-                    if let Err(cause) = guest::tell(&mut stream, &request).await {
-                        tracing::warn!(machine = name, %cause, "the guest's network is not configured");
-                    }
-                    if asks.send(Ask::GuestAgent(true)).await.is_err() {
+                    nics::tell_guest(&core, &entry, &mut stream, hello.version).await;
+                    if entry.asks.send(Ask::GuestAgent(true)).await.is_err() {
                         return;
                     }
                     // Nothing more is said here, so this ends when the guest agent does, or breaks the rules.
                     let _ = stream.read_u8().await;
-                    if asks.send(Ask::GuestAgent(false)).await.is_err() {
+                    if entry.asks.send(Ask::GuestAgent(false)).await.is_err() {
                         return;
                     }
                 }

@@ -20,7 +20,7 @@ use crate::api::wire::{EventView, HostResources, SCHEMA};
 use crate::host::Probe;
 use crate::host::books::Books;
 use crate::launcher::{Launched, Launcher};
-use crate::network::{PortState, Ports};
+use crate::network::{PortBytes, PortState, Ports};
 use crate::problem::{Kind, Problem};
 use crate::store::Store;
 
@@ -66,6 +66,17 @@ pub(super) struct Parts {
     pub kvm: PathBuf,
 }
 
+/// What is unique on the host.
+#[derive(Default)]
+pub struct Taken {
+    /// vsock context ids.
+    pub cids: BTreeSet<u32>,
+    /// Numbers of addresses.
+    pub indices: BTreeSet<u64>,
+    /// Names of taps.
+    pub taps: BTreeSet<String>,
+}
+
 /// One machine as the rest of lathed sees it; its actor is the only one who writes.
 pub struct Entry {
     pub(super) name: String,
@@ -74,6 +85,8 @@ pub struct Entry {
     pub(super) life: watch::Sender<Life>,
     /// Number of the last operation that is over.
     pub(super) ended: watch::Sender<u64>,
+    /// Held while the guest agent is told how its network shall look, lest an older word come last.
+    pub(super) guest_network: tokio::sync::Mutex<()>,
     shared: Mutex<Shared>,
 }
 
@@ -83,7 +96,7 @@ pub struct Shared {
     pub record: Record,
     /// While it has a monitor.
     pub launched: Option<Launched>,
-    /// What its port has in force.
+    /// What its first nic's port has in force.
     pub port: PortState,
     /// What its quota has in force, milliCPU.
     pub quota_milli: Option<u64>,
@@ -93,6 +106,12 @@ pub struct Shared {
     pub short: String,
     /// Names of the disks that its monitor has.
     pub plugged: BTreeSet<String>,
+    /// Names of the nics that its monitor has.
+    pub nics: BTreeSet<String>,
+    /// Names of those that its guest agent has configured.
+    pub configured: BTreeSet<String>,
+    /// Why it has not configured the others, in words.
+    pub not_configured: String,
     /// The guest agent answers.
     pub guest_agent: bool,
     /// How often the guest has reset since it was started.
@@ -103,6 +122,8 @@ pub struct Shared {
     pub kept: Option<PathBuf>,
     /// What it uses.
     pub usage: Usage,
+    /// What had gone through its taps when they were read last.
+    pub seen: BTreeMap<String, PortBytes>,
 }
 
 /// What a machine uses; cumulative but for what says otherwise.
@@ -118,11 +139,11 @@ pub struct Usage {
     pub cpu_milli: u64,
     /// Bytes now.
     pub memory_bytes: u64,
-    /// Bytes towards the guest.
+    /// Bytes towards the guest, all nics.
     pub rx_bytes: u64,
-    /// Bytes from the guest.
+    /// Bytes from the guest, all nics.
     pub tx_bytes: u64,
-    /// bit/s of the busier direction, over the last interval.
+    /// bit/s of the busier direction of its first nic, over the last interval.
     pub net_bit_per_sec: u64,
 }
 
@@ -151,12 +172,17 @@ impl Entry {
                 force: None,
                 short: String::new(),
                 plugged: BTreeSet::new(),
+                nics: BTreeSet::new(),
+                configured: BTreeSet::new(),
+                not_configured: String::new(),
                 guest_agent: false,
                 reboots: 0,
                 problem: None,
                 kept: None,
                 usage: Usage::default(),
+                seen: BTreeMap::new(),
             }),
+            guest_network: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -241,17 +267,17 @@ impl Core {
         lock(&self.machines).remove(name);
     }
 
-    /// Context ids and address numbers that are taken.
-    pub(super) fn taken(&self) -> (BTreeSet<u32>, BTreeSet<u64>) {
-        let mut cids = BTreeSet::new();
-        let mut indices = BTreeSet::new();
+    /// What machines have and no other may.
+    pub(super) fn taken(&self) -> Taken {
+        let Taken { mut cids, mut indices, mut taps } = Taken::default();
         for entry in self.entries() {
             entry.with(|shared| {
                 cids.insert(shared.record.cid);
-                indices.extend(shared.record.net.as_ref().map(|net| net.index));
+                indices.extend(shared.record.all_nics().map(|nic| nic.index));
+                taps.extend(shared.record.all_nics().map(|nic| nic.tap.clone()));
             });
         }
-        (cids, indices)
+        Taken { cids, indices, taps }
     }
 
     /// The machine other than `name` that has a monitor and uses the disk at `path`.

@@ -23,9 +23,7 @@ use lathe_vmm::control::wire::{Answer, Command, DiskStatus, DisksStatus};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use self::check::{
-    check_growth, check_here, check_removal, check_settled, new_drive, planned, release_time, view_of,
-};
+use self::check::{check_growth, check_here, check_removal, new_drive, planned, view_of};
 use super::actor::{Actor, Ask};
 use super::core::{Core, Entry, unix_sec};
 use super::life::Life;
@@ -38,7 +36,7 @@ use crate::store::Change;
 
 /// How long a guest has to let a disk go unless told otherwise, seconds.
 pub const RELEASE_SEC: u32 = 30;
-pub(super) use self::check::plugged_at_start;
+pub(super) use self::check::{check_settled, plugged_at_start, release_time};
 pub(super) use self::settle::{down, settle};
 
 /// A change of a machine's disks.
@@ -136,16 +134,16 @@ impl Machines {
     }
 }
 
-fn record_of(actor: &Actor) -> Record {
+pub(super) fn record_of(actor: &Actor) -> Record {
     actor.entry.with(|shared| shared.record.clone())
 }
 
-fn monitor_of(actor: &Actor) -> Option<Monitor> {
+pub(super) fn monitor_of(actor: &Actor) -> Option<Monitor> {
     actor.live().map(|live| live.monitor.clone())
 }
 
 /// Stores a record and makes it the machine's; when this fails nothing has changed.
-async fn put(actor: &Actor, record: Record) -> Result<(), Problem> {
+pub(super) async fn put(actor: &Actor, record: Record) -> Result<(), Problem> {
     actor.core.store.apply(Change::Put(Box::new(record.clone()))).await?;
     actor.core.with_books(|books| books.enter(&record.name, record.held()));
     actor.entry.with(|shared| shared.record = record);
@@ -339,7 +337,7 @@ async fn take_back(actor: &mut Actor, name: &str) {
     }
 }
 
-fn release_default() -> Duration {
+pub(super) fn release_default() -> Duration {
     Duration::from_secs(u64::from(RELEASE_SEC))
 }
 

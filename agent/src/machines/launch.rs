@@ -25,12 +25,13 @@ use tokio::sync::mpsc;
 use super::console::Console;
 use super::core::Core;
 use super::files;
-use super::record::{Booted, Drive, Initrd, Kernel, Link, Record};
+use super::record::{Booted, Drive, Initrd, Kernel, Link, Net, Plug, Record};
 use super::shape::HOT_RATIO;
 use crate::api::wire::OnTrouble;
 use crate::bootimage::{self, BootImageSpec};
 use crate::launcher::Launched;
 use crate::monitor::{Monitor, MonitorError, Notice};
+use crate::network::Ports;
 use crate::problem::{Kind, Problem};
 
 /// What a monitor needs besides its guest's memory before its limit is reached: devices, page tables, page cache of disks.
@@ -39,7 +40,7 @@ pub const OVERHEAD_BYTES: u64 = 64 << 20;
 const PIDS_MAX: u64 = 256;
 /// First protocol version of monitors that can limit disks.
 const DISK_RATES_VERSION: u32 = 3;
-/// How many more disks than at its start a machine can have while it runs: as many as monitors keep rings for.
+/// How many more disks and nics than at its start a machine can have while it runs: as many disks as monitors keep rings for.
 pub const HOTPLUG_SLOTS: u8 = 4;
 /// First protocol version of monitors that plug disks and say which they have.
 const HOTPLUG_VERSION: u32 = 3;
@@ -151,8 +152,10 @@ pub async fn launch(core: &Core, record: &Record, console: &Arc<Console>) -> Res
         place(tree, &vcpu_tids)?;
         limit(tree, record)?;
     }
-    if let (Some(ports), Some(net)) = (&core.ports, &record.net) {
-        ports.limit(&net.tap, record.desired.net_bit_per_sec).await?;
+    if let Some(ports) = &core.ports {
+        for nic in ready_nics(record) {
+            ports.limit(&nic.tap, record.rate_of(nic)).await?;
+        }
     }
     console.attach(ours);
     monitor.tell(Command::Go {}).await.map_err(failed("letting the guest run"))?;
@@ -179,12 +182,11 @@ async fn define(
     let console = handover.add(theirs);
     let disks = open_disks(core, record, handover)?;
     let mut nics = Vec::new();
-    if let (Some(ports), Some(net)) = (&core.ports, &record.net) {
-        let queue = ports.ensure(&net.tap, net.mac).await?.ok_or_else(|| {
-            let message = format!("tap {} is held by another process", net.tap);
-            Problem::new(Kind::Conflict, "launch-failed", message).fix(format!("ip -d link show {}", net.tap))
-        })?;
-        nics.push(NicConfig { tap: handover.add(queue), mac: net.mac, mtu: None });
+    if let Some(ports) = &core.ports {
+        for nic in ready_nics(record) {
+            let tap = handover.add(open_nic(ports.as_ref(), nic).await?);
+            nics.push(NicConfig { tap, mac: nic.mac, mtu: None });
+        }
     }
     let listener = handover.add(vsock_listener(&core.config.socket_dir(&record.name))?);
     let memory_max_bytes = memory_max(core, record);
@@ -334,6 +336,23 @@ fn open_disks(core: &Core, record: &Record, handover: &mut Handover) -> Result<V
     // One that is still being made comes later.
     let ready = record.source.disks.iter().filter(|drive| drive.link != Link::Adding);
     ready.map(|drive| Ok(disk_config(drive, handover.add(open_disk(core, &record.name, drive)?)))).collect()
+}
+
+/// Nics that a machine starts with.
+fn ready_nics(record: &Record) -> impl Iterator<Item = &Net> {
+    // One that is still being made comes later.
+    record.all_nics().filter(|nic| nic.plug != Plug::Adding)
+}
+
+/// Makes a nic's tap, or finds it, and opens its queue.
+///
+/// # Errors
+/// `launch-failed` when another process has the queue, `internal`.
+pub async fn open_nic(ports: &dyn Ports, nic: &Net) -> Result<OwnedFd, Problem> {
+    ports.ensure(&nic.tap, nic.mac).await?.ok_or_else(|| {
+        let message = format!("tap {} is held by another process", nic.tap);
+        Problem::new(Kind::Conflict, "launch-failed", message).fix(format!("ip -d link show {}", nic.tap))
+    })
 }
 
 /// What a monitor is told of a disk, whose file has this index in the message.

@@ -12,7 +12,7 @@
 //! | [`record`] | what is stored of a machine |
 //! | `actor` | one task per machine: decides, stores, does |
 //! | [`shape`] | what is desired and what is in force, the pure decision of what to do next |
-//! | `launch`, [`files`], `resize`, `disks`, [`guest`], [`console`] | the doing |
+//! | `launch`, [`files`], `resize`, `disks`, `nics`, [`guest`], [`console`] | the doing |
 //! | [`spec`], [`config`] | requests and configuration, checked |
 //! | `core`, `view`, `sample` | what machines share, what is shown, what is used |
 //!
@@ -28,6 +28,7 @@ pub mod files;
 pub mod guest;
 mod launch;
 pub mod life;
+mod nics;
 pub mod record;
 mod resize;
 mod sample;
@@ -38,6 +39,8 @@ mod view;
 
 #[cfg(test)]
 mod disks_tests;
+#[cfg(test)]
+mod nics_tests;
 #[cfg(test)]
 mod reshape_tests;
 #[cfg(test)]
@@ -55,16 +58,16 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 pub use self::config::{CoreConfig, ImageFile, ImageSource, LauncherKind, NetworkConfig, NoImages, Reserve};
 pub use self::console::ConsoleHandle;
 pub use self::disks::{DiskChange, DiskChanged};
+pub use self::nics::{NicChange, NicChanged};
 
 use self::actor::{ASK_QUEUE, Actor, Ask};
 use self::core::{Core, Entry};
 use self::life::{Event, Life};
-use self::record::{Net, Record};
+use self::record::Record;
 use crate::api::wire::{
     EventView, HostResources, HostView, MachineState, MachineView, OperationList, OperationView, PlanView,
     Removed, ResizeOutcome, ResizeRequest, ResizeView, RunRequest, SCHEMA, StopRequest,
 };
-use crate::network::allot::{self, Range};
 use crate::problem::{Kind, Problem};
 use crate::store::Change;
 
@@ -178,13 +181,13 @@ impl Machines {
                 );
             }
         }
-        let (cids, indices) = self.core.taken();
+        let taken = self.core.taken();
         // There are far fewer machines than context ids.
-        record.cid = (FIRST_CID..u32::MAX).find(|cid| !cids.contains(cid)).unwrap_or(FIRST_CID);
+        record.cid = (FIRST_CID..u32::MAX).find(|cid| !taken.cids.contains(cid)).unwrap_or(FIRST_CID);
         if request.net
             && let Some(network) = &self.core.config.network
         {
-            record.net = Some(allot_net(network, &self.core.config.host_name, &record.name, &indices)?);
+            record.net = Some(nics::allot(network, &self.core.config.host_name, &record.name, 0, &taken)?);
         }
         Ok(record)
     }
@@ -526,21 +529,4 @@ impl Core {
         let folder = self.config.machine_dir(&record.name);
         (Arc::new(Entry::new(record, &folder, sender)), asks)
     }
-}
-
-fn allot_net(
-    network: &NetworkConfig,
-    host: &str,
-    name: &str,
-    taken: &std::collections::BTreeSet<u64>,
-) -> Result<Net, Problem> {
-    let prefixes = [Some(network.ipv4), network.ipv6].into_iter().flatten();
-    let ranges = prefixes.map(|prefix| Range::new(prefix.addr, prefix.len)).collect::<Result<Vec<_>, _>>()?;
-    let index = allot::lowest_free(&ranges, taken)?;
-    Ok(Net {
-        index,
-        mac: lathe_netshape::mac_for(format!("{host}/{name}").as_bytes()).0,
-        tap: lathe_netshape::IfName::tap_of(name).to_string(),
-        addresses: ranges.iter().map(|range| range.address(index)).collect(),
-    })
 }

@@ -13,6 +13,8 @@ use crate::api::wire::{OnTrouble, RestartPolicy};
 
 /// Operations that are over and still remembered.
 pub const MAX_ENDED: usize = 16;
+/// Name of the nic that a machine is made with.
+pub const FIRST_NIC: &str = "net0";
 
 /// Everything known of one machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,8 +59,11 @@ pub struct Record {
     pub booted: Option<Booted>,
     /// What it boots.
     pub source: Source,
-    /// Its network card, if it has one.
+    /// The nic that it was made with, [`FIRST_NIC`]; its rate is [`Desired::net_bit_per_sec`].
     pub net: Option<Net>,
+    /// Its other nics, in order; each has its own rate.
+    #[serde(default)]
+    pub nics: Vec<Net>,
     /// vsock context id, unique on the host.
     pub cid: u32,
     /// What to do when it ends by itself.
@@ -288,6 +293,32 @@ pub struct Net {
     pub tap: String,
     /// `10.77.0.5/16`.
     pub addresses: Vec<String>,
+    /// Unique in the machine: `net` and a number.
+    #[serde(default = "first_nic")]
+    pub name: String,
+    /// bit/s each way, 0 is unlimited; not of [`FIRST_NIC`].
+    #[serde(default)]
+    pub bit_per_sec: u64,
+    /// Whether it comes or goes.
+    #[serde(default)]
+    pub plug: Plug,
+}
+
+/// Whether a nic comes or goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Plug {
+    /// It belongs to the machine.
+    #[default]
+    Here,
+    /// It is being made; nobody was promised it yet.
+    Adding,
+    /// It goes as soon as the guest lets it.
+    Removing,
+}
+
+fn first_nic() -> String {
+    FIRST_NIC.to_owned()
 }
 
 impl Record {
@@ -347,6 +378,38 @@ impl Record {
         self.source.disks.insert(index, drive);
     }
 
+    /// All its nics, in order.
+    pub fn all_nics(&self) -> impl Iterator<Item = &Net> {
+        self.net.iter().chain(&self.nics)
+    }
+
+    /// Its nic of this name.
+    pub fn nic(&self, name: &str) -> Option<&Net> {
+        self.all_nics().find(|nic| nic.name == name)
+    }
+
+    /// The same, to change it.
+    pub fn nic_mut(&mut self, name: &str) -> Option<&mut Net> {
+        self.net.iter_mut().chain(&mut self.nics).find(|nic| nic.name == name)
+    }
+
+    /// Puts one more nic among the others, in the order of their names.
+    pub fn insert_nic(&mut self, nic: Net) {
+        let index = self.nics.partition_point(|other| other.name < nic.name);
+        self.nics.insert(index, nic);
+    }
+
+    /// Takes a nic out.
+    pub fn take_nic(&mut self, name: &str) {
+        self.net = self.net.take().filter(|nic| nic.name != name);
+        self.nics.retain(|nic| nic.name != name);
+    }
+
+    /// bit/s each way of a nic, 0 is unlimited.
+    pub fn rate_of(&self, nic: &Net) -> u64 {
+        if nic.name == FIRST_NIC { self.desired.net_bit_per_sec } else { nic.bit_per_sec }
+    }
+
     /// vCPUs for its next start.
     pub fn vcpus(&self) -> u32 {
         let needed = vcpus_for(self.desired.cpu_milli).min(MAX_VCPUS);
@@ -400,6 +463,7 @@ pub(crate) mod tests {
                 text: "built-in guest".to_owned(),
             },
             net: None,
+            nics: Vec::new(),
             cid: 3,
             restart: RestartPolicy::No,
             on_panic: OnTrouble::Report,
@@ -426,6 +490,27 @@ pub(crate) mod tests {
         let machine = record("demo");
         let text = serde_json::to_string(&machine).unwrap();
         assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), machine);
+    }
+
+    #[test]
+    fn a_nic_of_an_earlier_release_is_the_first_and_keeps_its_rate() {
+        let mut machine = record("demo");
+        machine.desired.net_bit_per_sec = 5_000;
+        let mut json = serde_json::to_value(&machine).unwrap();
+        json["net"] =
+            serde_json::json!({"index": 2, "mac": [2, 0, 0, 0, 0, 1], "tap": "lt-demo", "addresses": []});
+        json.as_object_mut().unwrap().remove("nics");
+        machine = serde_json::from_value(json).unwrap();
+        let first = machine.nic(FIRST_NIC).cloned().unwrap();
+        assert_eq!((first.plug, machine.rate_of(&first)), (Plug::Here, 5_000));
+        for (name, bit_per_sec) in [("net2", 7_000), ("net1", 0)] {
+            machine.insert_nic(Net { name: name.to_owned(), bit_per_sec, ..first.clone() });
+        }
+        let names: Vec<_> = machine.all_nics().map(|nic| (nic.name.as_str(), machine.rate_of(nic))).collect();
+        assert_eq!(names, [("net0", 5_000), ("net1", 0), ("net2", 7_000)]);
+        machine.take_nic("net0");
+        machine.take_nic("net2");
+        assert!(machine.net.is_none() && machine.nics.len() == 1);
     }
 
     #[test]

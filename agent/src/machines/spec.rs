@@ -8,7 +8,7 @@ use lathe_shard::{Bytes, MEMORY_SHARD, MilliCpu};
 
 use super::config::CoreConfig;
 use super::life::Life;
-use super::record::{Desired, Disk, Drive, Initrd, Kernel, Record, Source, vcpus_for};
+use super::record::{Desired, Disk, Drive, FIRST_NIC, Initrd, Kernel, Record, Source, vcpus_for};
 use crate::api::wire::{DiskSource, ResizeRequest, RunRequest};
 use crate::host;
 use crate::problem::{Kind, Problem};
@@ -27,6 +27,8 @@ pub const MAX_IOPS: u64 = 1_000_000_000;
 pub const MAX_VCPUS: u32 = 64;
 /// Most disks of a machine.
 pub const MAX_DISKS: usize = 16;
+/// Most nics of a machine: with as many disks as possible and all other devices, what fits on its PCI bus.
+pub const MAX_NICS: usize = 6;
 /// Longest kernel command line in bytes.
 const MAX_CMDLINE_BYTES: usize = 2047;
 /// Longest name in bytes.
@@ -81,7 +83,7 @@ fn check_memory(bytes: u64) -> Result<u64, Problem> {
     Ok(bytes)
 }
 
-fn check_net(bit_per_sec: u64) -> Result<u64, Problem> {
+pub(super) fn check_net(bit_per_sec: u64) -> Result<u64, Problem> {
     let range = MIN_NET_BIT_PER_SEC..=MAX_NET_BIT_PER_SEC;
     if bit_per_sec != 0 && !range.contains(&bit_per_sec) {
         let message = format!("{bit_per_sec} bit/s is not between 1 kbit/s and 1000 Gbit/s (0: no limit)");
@@ -129,8 +131,15 @@ fn check_bounds(
 pub fn resized(record: &Record, request: &ResizeRequest) -> Result<Desired, Problem> {
     let desired = record.desired;
     if request.net_bit_per_sec.is_some() && record.net.is_none() {
-        let message = "it has no network card whose rate could be changed";
-        return Err(Problem::new(Kind::Impossible, "no-network", message));
+        let name = &record.name;
+        let message = format!("{name} has no nic {FIRST_NIC}, whose rate could be changed");
+        let problem = Problem::new(Kind::Impossible, "no-network", message);
+        return Err(match record.nics.first() {
+            Some(nic) => problem
+                .detail("--net is for the nic that it was made with; others have rates of their own")
+                .fix(format!("lathe nic limit {name} {} RATE", nic.name)),
+            None => problem.fix(format!("lathe nic add {name} --net RATE")),
+        });
     }
     let target = Desired {
         cpu_milli: request.cpu_milli.map_or(Ok(desired.cpu_milli), check_cpu)?,
@@ -159,8 +168,7 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
     request.memory_max_bytes.map_or(Ok(0), check_memory)?;
     check_bounds("run", &request.name, &desired, request.cpu_max_milli, request.memory_max_bytes)?;
     if request.net && config.network.is_none() {
-        let message = "this host gives no network to machines: [network] is off in its configuration";
-        return Err(Problem::new(Kind::Impossible, "no-network", message).fix("add: --net none"));
+        return Err(no_host_network().fix("add: --net none"));
     }
     if !request.net && net != 0 {
         return Err(bad("bad-amount", "a machine without network cannot have a bandwidth"));
@@ -182,6 +190,7 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
         booted: None,
         source: source_of(request, config)?,
         net: None,
+        nics: Vec::new(),
         cid: 0,
         restart: request.restart,
         on_panic: request.on_panic,
@@ -190,6 +199,14 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
         vcpus_asked: request.vcpus,
         restarts: 0,
     })
+}
+
+/// This host has no network for machines.
+pub(super) fn no_host_network() -> Problem {
+    let message = "this host gives no network to machines: [network] is off in its configuration";
+    Problem::new(Kind::Impossible, "no-network", message).fix(
+        "set enabled = true under [network] in /etc/lathe/lathe.toml, then: sudo systemctl restart lathed",
+    )
 }
 
 fn check_vcpus(asked: Option<u32>, cpu_milli: u64) -> Result<(), Problem> {

@@ -12,6 +12,7 @@ use super::actor::{Actor, Ask};
 use super::config::{CoreConfig, LauncherKind};
 use super::core::{Core, Parts};
 use super::life::Life;
+use super::record::Record;
 use super::{files, sample};
 use crate::host::Probe;
 use crate::host::books::{Books, Reserve};
@@ -126,12 +127,8 @@ async fn remove_strays(core: &Core, contents: &Contents) {
         }
     }
     let Some(ports) = &core.ports else { return };
-    let taps: BTreeSet<&str> = contents
-        .machines
-        .iter()
-        .filter_map(|record| record.net.as_ref())
-        .map(|net| net.tap.as_str())
-        .collect();
+    let taps: BTreeSet<&str> =
+        contents.machines.iter().flat_map(Record::all_nics).map(|nic| nic.tap.as_str()).collect();
     for tap in ports.list().await.unwrap_or_default() {
         if !taps.contains(tap.as_str()) {
             report(&tap, "tap", ports.remove(&tap).await);

@@ -3,12 +3,11 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use lathe_guest::protocol::{Interface, Network, Request};
 use lathe_shard::{Bytes, Shape};
 
 use super::core::{Core, Entry, Shared, unix_sec};
 use super::life::{self, Life};
-use super::record::{Desired, Record, vcpus_for};
+use super::record::{Desired, Plug, Record, vcpus_for};
 use super::resize::carried_milli;
 use super::shape::{Ended, Force, Operation, Outcome, memory_limit};
 use crate::api::wire::{
@@ -22,7 +21,8 @@ pub fn machine(entry: &Entry) -> MachineView {
     entry.with(|shared| {
         let record = &shared.record;
         let resources = resources(shared);
-        let addresses = record.net.as_ref().map(|net| net.addresses.clone()).unwrap_or_default();
+        let known = || record.all_nics().filter(|nic| nic.plug != Plug::Adding);
+        let addresses = known().flat_map(|nic| nic.addresses.clone()).collect();
         let launched = shared.launched.as_ref();
         let booted = record.booted.as_ref();
         MachineView {
@@ -36,7 +36,7 @@ pub fn machine(entry: &Entry) -> MachineView {
             iops: resources.iops,
             vcpus: vcpus(shared),
             addresses,
-            mac: record.net.as_ref().map(|net| mac_text(net.mac)).unwrap_or_default(),
+            mac: known().next().map(|nic| mac_text(nic.mac)).unwrap_or_default(),
             source: record.source.text.clone(),
             guest_agent: shared.guest_agent,
             restart: record.restart,
@@ -82,6 +82,8 @@ struct Resources {
 fn resources(shared: &Shared) -> Resources {
     let record = &shared.record;
     let held = record.held();
+    let first = record.all_nics().find(|nic| nic.plug != Plug::Adding);
+    let net_bit_per_sec = first.map_or(0, |nic| record.rate_of(nic));
     let running = record.booted.as_ref().filter(|_| shared.launched.is_some());
     let mut resources = Resources {
         cpu: Amounts { desired: record.desired.cpu_milli, granted: held.cpu.0, ..Amounts::default() },
@@ -90,7 +92,7 @@ fn resources(shared: &Shared) -> Resources {
             granted: held.memory.0,
             ..Amounts::default()
         },
-        net: Amounts { desired: record.desired.net_bit_per_sec, ..Amounts::default() },
+        net: Amounts { desired: net_bit_per_sec, ..Amounts::default() },
         iops: Amounts { desired: record.desired.iops, ..Amounts::default() },
     };
     if let Some(booted) = running {
@@ -99,7 +101,7 @@ fn resources(shared: &Shared) -> Resources {
         resources.cpu.used = shared.usage.cpu_milli;
         resources.memory.actual = shared.force.as_ref().map_or(booted.memory_bytes, Force::held_bytes);
         resources.memory.used = shared.usage.memory_bytes;
-        resources.net.granted = record.desired.net_bit_per_sec;
+        resources.net.granted = net_bit_per_sec;
         // Both directions are set alike; what is in force is the slower one.
         let slower = match (shared.port.to_guest, shared.port.from_guest) {
             (Some(to), Some(from)) => to.min(from),
@@ -392,24 +394,6 @@ fn step(resource: &str, from: u64, to: u64, how: String) -> PlanStep {
     PlanStep { resource: resource.to_owned(), from, to, how }
 }
 
-fn mac_text(mac: [u8; 6]) -> String {
+pub(super) fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-/// What the guest agent is told about its network.
-pub fn guest_network(core: &Core, entry: &Entry) -> Request {
-    let (name, net) = entry.with(|shared| (shared.record.name.clone(), shared.record.net.clone()));
-    let mut interfaces = Vec::new();
-    let mut dns = Vec::new();
-    if let (Some(net), Some(config)) = (net, &core.config.network) {
-        let gateways = [Some(config.ipv4), config.ipv6].into_iter().flatten();
-        interfaces.push(Interface {
-            mac: net.mac,
-            addresses: net.addresses,
-            gateways: gateways.map(|prefix| prefix.addr.to_string()).collect(),
-            mtu: None,
-        });
-        dns = core.probe.name_servers();
-    }
-    Request::Network(Network { hostname: name, interfaces, dns })
 }

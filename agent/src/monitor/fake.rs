@@ -9,7 +9,8 @@ use std::thread;
 
 use lathe_vmm::control::wire::{
     Answer, Command, CpuStatus, DiskConfig, DiskRates, DiskStatus, DisksStatus, Event, ExitReason,
-    MachineConfig, MemoryStatus, Message, Phase, Refusal, Reply, Request, Status, VERSION,
+    MachineConfig, MemoryStatus, Message, NicConfig, NicStatus, NicsStatus, Phase, Refusal, Reply, Request,
+    Status, VERSION,
 };
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags,
@@ -29,7 +30,7 @@ pub(crate) struct Script {
     pub protocol: Option<u32>,
     /// The guest neither plugs nor ejects nor inflates.
     pub deaf_guest: bool,
-    /// Refuses to attach disks.
+    /// Refuses to attach disks and nics.
     pub refuse_disks: bool,
     /// So many plugged bytes cannot be moved.
     pub pinned_bytes: u64,
@@ -49,6 +50,8 @@ pub(crate) struct Told {
     pub disk_rates: Option<DiskRates>,
     pub disks: Vec<FakeDisk>,
     disk_number: usize,
+    pub nics: Vec<FakeNic>,
+    nic_number: usize,
     clients: Vec<OwnedFd>,
     alive: bool,
 }
@@ -66,6 +69,14 @@ impl FakeDisk {
     fn bytes(file: &OwnedFd) -> u64 {
         std::fs::File::from(file.try_clone().unwrap()).metadata().unwrap().len()
     }
+}
+
+/// A nic that a fake has.
+#[derive(Debug)]
+pub(crate) struct FakeNic {
+    pub status: NicStatus,
+    /// The guest shall let it go.
+    pub asked: bool,
 }
 
 /// A listening fake monitor; it lives until it is told to quit, or [`FakeMonitor::die`].
@@ -93,6 +104,8 @@ impl FakeMonitor {
             disk_rates: None,
             disks: Vec::new(),
             disk_number: 0,
+            nics: Vec::new(),
+            nic_number: 0,
             clients: Vec::new(),
             alive: true,
         };
@@ -134,6 +147,7 @@ impl FakeMonitor {
             told.phase = Phase::Ended;
             told.descriptors.clear();
             told.disks.clear();
+            told.nics.clear();
             for client in told.clients.drain(..) {
                 let _ = rustix::net::shutdown(&client, rustix::net::Shutdown::Both);
             }
@@ -180,6 +194,8 @@ impl FakeMonitor {
             }
             let gone = told.disks.extract_if(.., |disk| disk.asked);
             events.extend(gone.map(|disk| Event::DeviceDetached { device: disk.status.device }));
+            let gone = told.nics.extract_if(.., |nic| nic.asked);
+            events.extend(gone.map(|nic| Event::DeviceDetached { device: nic.status.device }));
             events
         });
         for event in &events {
@@ -253,6 +269,9 @@ fn start(told: &mut Told, script: &Script) -> Answer {
         let file = told.descriptors[usize::from(disk.fd)].try_clone().unwrap();
         plug(told, disk, file);
     }
+    for nic in &config.nics {
+        plug_nic(told, nic);
+    }
     if script.protocol.unwrap_or(VERSION) >= 2 {
         told.cpus = Some(CpuStatus {
             possible: config.cpus_max.unwrap_or(config.cpus),
@@ -313,13 +332,17 @@ fn carry_out(
             memory: told.memory,
             disk_rates: told.disk_rates,
             disks: (script.protocol.unwrap_or(VERSION) >= 3).then(|| disks_status(told)),
+            nics: (script.protocol.unwrap_or(VERSION) >= 4).then(|| nics_status(told)),
         }))),
         (
-            command @ (Command::AttachDisk(_) | Command::Detach { .. } | Command::GrowDisk { .. }),
+            command @ (Command::AttachDisk(_)
+            | Command::AttachNic(_)
+            | Command::Detach { .. }
+            | Command::GrowDisk { .. }),
             Phase::Running | Phase::Paused,
         ) => {
             let refused = Refusal { code: "device".to_owned(), message: "refused: device".to_owned() };
-            change_disks(told, command, descriptors, script).ok_or(refused)
+            change_devices(told, command, descriptors, script).ok_or(refused)
         }
         (
             command @ (Command::PrepareCpus { .. }
@@ -342,8 +365,8 @@ fn carry_out(
     }
 }
 
-/// A change of disks; `None` when it makes no sense.
-fn change_disks(
+/// A change of disks or nics; `None` when it makes no sense.
+fn change_devices(
     told: &mut Told,
     command: Command,
     descriptors: Vec<OwnedFd>,
@@ -354,6 +377,15 @@ fn change_disks(
     match command {
         Command::AttachDisk(config) if !script.refuse_disks && disks_status(told).free > 0 => {
             Some(Answer::Attached { device: plug(told, &config, descriptors.into_iter().next()?) })
+        }
+        Command::AttachNic(config)
+            if !script.refuse_disks && free_slots(told) > 0 && !descriptors.is_empty() =>
+        {
+            Some(Answer::Attached { device: plug_nic(told, &config) })
+        }
+        Command::Detach { device } if device.starts_with("net") => {
+            told.nics.iter_mut().find(|nic| nic.status.device == device)?.asked = true;
+            Some(Answer::Done {})
         }
         Command::Detach { device } => {
             let index = find(told, device)?;
@@ -380,11 +412,28 @@ fn plug(told: &mut Told, config: &DiskConfig, file: OwnedFd) -> String {
     device
 }
 
+/// A nic is there; answers what it is called.
+fn plug_nic(told: &mut Told, config: &NicConfig) -> String {
+    let device = format!("net{}", told.nic_number);
+    told.nic_number += 1;
+    let status = NicStatus { device: device.clone(), mac: config.mac };
+    told.nics.push(FakeNic { status, asked: false });
+    device
+}
+
+fn free_slots(told: &Told) -> u32 {
+    let slots =
+        |config: &MachineConfig| config.disks.len() + config.nics.len() + usize::from(config.hotplug_slots);
+    let most = told.config.as_ref().map_or(0, slots);
+    most.saturating_sub(told.disks.len() + told.nics.len()) as u32
+}
+
 fn disks_status(told: &Told) -> DisksStatus {
-    let config = told.config.as_ref();
-    let most = config.map_or(0, |config| config.disks.len() + usize::from(config.hotplug_slots));
-    let free = most.saturating_sub(told.disks.len()) as u32;
-    DisksStatus { disks: told.disks.iter().map(|disk| disk.status.clone()).collect(), free }
+    DisksStatus { disks: told.disks.iter().map(|disk| disk.status.clone()).collect(), free: free_slots(told) }
+}
+
+fn nics_status(told: &Told) -> NicsStatus {
+    NicsStatus { nics: told.nics.iter().map(|nic| nic.status.clone()).collect(), free: free_slots(told) }
 }
 
 /// A change of shape; `None` when it makes no sense.

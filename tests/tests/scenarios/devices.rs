@@ -90,6 +90,9 @@ fn a_nic_comes_and_goes(hosts: &Hosts) {
         let nic = format!(r#"{{"attach_nic":{{"tap":0,"mac":[2,0,0,0,7,{round}],"mtu":1400}}}}"#);
         ask(&machine, &nic, "tap:hot0").expect_ok().expect_out(&format!("net{round}"));
         wait(&machine, "the nic is in the guest", "test -e /sys/class/net/eth0");
+        let seen =
+            format!(r#""nics":{{"nics":[{{"device":"net{round}","mac":[2,0,0,0,7,{round}]}}],"free":3}}"#);
+        machine.ask(r#"{"status":{}}"#).expect_ok().expect_out(&seen);
         machine.shell("cat /sys/class/net/eth0/mtu").expect_ok().expect_stdout("1400");
         machine.exec("busybox ip addr add 10.77.7.2/24 dev eth0").expect_ok();
         machine.exec("busybox ip link set eth0 up").expect_ok();

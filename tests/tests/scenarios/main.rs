@@ -12,6 +12,7 @@ mod jail;
 mod machines;
 mod mistakes;
 mod monitor;
+mod nics;
 mod node;
 mod shape;
 mod steps;
@@ -33,6 +34,7 @@ const GROUPS: &[Group] = &[
     hostile::GROUP,
     machines::GROUP,
     disks::GROUP,
+    nics::GROUP,
     mistakes::GROUP,
     jail::GROUP,
     shape::GROUP,

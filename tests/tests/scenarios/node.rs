@@ -17,6 +17,7 @@ words() { sort | tr '\n' ' '; }
 echo "list $(lathe list --json)"
 echo "host $(lathe host --json)"
 echo "taps $(ip -o link show | sed -n 's/^[0-9]*: \(lt-[^:@]*\).*/\1/p' | words)"
+echo "nics $(lathe list --json | jq -r '.machines[] | select(.state == "running") | .name' | while read -r name; do lathe nic list "$name" --json </dev/null | jq -r '.nics[].tap'; done | words)"
 echo "ifbs $(ip -o link show | sed -n 's/^[0-9]*: li-\([^:@]*\).*/\1/p' | words)"
 echo "units $(systemctl list-units 'lathe-vm@*.service' --all --plain --no-legend | awk '{print $1}' | words)"
 echo "sockets $(ls /run/lathe/vm | words)"
@@ -108,16 +109,10 @@ impl View {
             ("units", names(&|m| format!("lathe-vm@{}.service", text(m, "name")))),
             ("groups", names(&|m| format!("lathe-vm@{}.service", text(m, "name")))),
             ("sockets", names(&|m| format!("{}.sock", text(m, "name")))),
-            (
-                "taps",
-                names(&|m| {
-                    if text(m, "mac").is_empty() { String::new() } else { format!("lt-{}", text(m, "name")) }
-                }),
-            ),
+            ("taps", self.found("nics")),
             ("folders", self.machines.iter().map(|m| text(m, "name").to_owned()).collect()),
         ];
-        for (what, mut names) in expected {
-            names.remove("");
+        for (what, names) in expected {
             assert!(
                 self.found(what) == names,
                 "{what}: found {:?}, expected {names:?}\n{}",

@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 
 /// vsock port that the guest agent listens on.
 pub const PORT: u32 = 1024;
-/// The protocol version that this build speaks. 2 added [`Request::Features`].
-pub const VERSION: u32 = 2;
+/// The protocol version that this build speaks. 2 added [`Request::Features`]; since 3 several network cards with gateways do not get into
+/// each other's way, see [`Network::interfaces`].
+pub const VERSION: u32 = 3;
 /// Oldest protocol version that this build still understands.
 pub const OLDEST_VERSION: u32 = 1;
 /// Longest payload of a frame in bytes.
@@ -177,7 +178,8 @@ pub struct Tty {
 pub struct Network {
     /// Host name, RFC 1123 label.
     pub hostname: String,
-    /// One per network card that is to be configured.
+    /// One per network card that is to be configured. The machine's default routes are the first one's; since version 3 what is sent from an
+    /// address of another goes out through that card and its gateways. Before, gateways of another would replace the first one's.
     pub interfaces: Vec<Interface>,
     /// Addresses of name servers.
     #[serde(default)]

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 /// [`Command::SetBalloon`], [`Command::AttachDisk`], [`Command::AttachNic`], [`Command::Detach`], [`Command::GrowDisk`], their answers
 /// and events, the dormant parts of [`MachineConfig`], [`MachineConfig::on_panic`] and what is said of panics. 3 added
 /// [`Command::SetDiskRates`], [`MachineConfig::disk_rates`], [`Status::disk_rates`], [`Status::disks`], [`MachineConfig::watchdog`] and
-/// what is said of it.
-pub const VERSION: u32 = 3;
+/// what is said of it. 4 added [`Status::nics`].
+pub const VERSION: u32 = 4;
 /// Oldest protocol version that this build still understands.
 pub const OLDEST_VERSION: u32 = 1;
 /// Longest message in bytes, both ways.
@@ -475,6 +475,9 @@ pub struct Status {
     /// Disks, once started; absent from monitors that cannot tell. Since version 3.
     #[serde(default)]
     pub disks: Option<DisksStatus>,
+    /// Nics, once started; absent from monitors that cannot tell. Since version 4.
+    #[serde(default)]
+    pub nics: Option<NicsStatus>,
 }
 
 /// The disks of a machine.
@@ -495,6 +498,24 @@ pub struct DiskStatus {
     pub serial: String,
     /// Bytes that the guest was told last.
     pub bytes: u64,
+}
+
+/// The nics of a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicsStatus {
+    /// Those that the guest can have, in the order in which they came; also one that shall go, until it has.
+    pub nics: Vec<NicStatus>,
+    /// So many more can be attached now.
+    pub free: u32,
+}
+
+/// One nic of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicStatus {
+    /// `net0`, …
+    pub device: String,
+    /// As in [`NicConfig::mac`].
+    pub mac: [u8; 6],
 }
 
 /// The vCPUs of a machine.

@@ -7,6 +7,7 @@ pub mod disks;
 pub mod files;
 pub mod host;
 pub mod machines;
+pub mod nics;
 pub mod streams;
 
 use axum::Router;
@@ -36,6 +37,8 @@ pub fn all() -> Router<App> {
         .route("/v1/machines/{name}/resume", post(machines::resume))
         .route("/v1/machines/{name}/disks", get(disks::list).post(disks::add))
         .route("/v1/machines/{name}/disks/{disk}", patch(disks::grow).delete(disks::remove))
+        .route("/v1/machines/{name}/nics", get(nics::list).post(nics::add))
+        .route("/v1/machines/{name}/nics/{nic}", patch(nics::limit).delete(nics::remove))
         .route("/v1/machines/{name}/logs", get(streams::logs))
         .route("/v1/machines/{name}/exec", post(streams::exec))
         .route("/v1/machines/{name}/console", post(streams::console))

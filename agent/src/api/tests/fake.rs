@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, mpsc};
 use super::super::access::{Access, Accounts};
 use super::super::core::{Cluster, Console, Core, Doctor, Later, Reply};
 use super::super::wire::*;
-use crate::machines::{DiskChange, DiskChanged};
+use crate::machines::{DiskChange, DiskChanged, NicChange, NicChanged};
 use crate::problem::{Kind, Problem};
 
 pub fn amounts(desired: u64) -> Amounts {
@@ -107,6 +107,25 @@ pub fn operation(name: &str) -> OperationView {
         ended_unix_msec: None,
         from,
         to: ShapeView { memory_bytes: 256 << 20, ..from },
+    }
+}
+
+pub fn nic(machine: &str, name: &str) -> NicView {
+    NicView {
+        schema: SCHEMA,
+        machine: machine.to_owned(),
+        name: name.to_owned(),
+        state: NicState::Attached,
+        mac: "2e:ce:87:e6:69:92".to_owned(),
+        addresses: vec!["10.77.0.6/16".to_owned()],
+        tap: format!("lt-{machine}_1"),
+        bit_per_sec: 20_000_000,
+        to_guest_bit_per_sec: Some(20_000_000),
+        from_guest_bit_per_sec: Some(20_000_000),
+        rx_bytes: 1,
+        tx_bytes: 2,
+        configured: true,
+        reason: String::new(),
     }
 }
 
@@ -311,6 +330,34 @@ impl Core for FakeCore {
     }
 
     fn plan_disk<'a>(&'a self, name: &'a str, _: &'a DiskChange) -> Reply<'a, PlanView> {
+        Box::pin(async { Ok(self.plan(name, self.find(name)?.revision)) })
+    }
+
+    fn nics<'a>(&'a self, name: &'a str) -> Reply<'a, NicList> {
+        Box::pin(async {
+            self.find(name)?;
+            Ok(NicList { schema: SCHEMA, nics: vec![nic(name, "net1")] })
+        })
+    }
+
+    fn change_nic<'a>(&'a self, name: &'a str, change: NicChange) -> Reply<'a, NicChanged> {
+        Box::pin(async move {
+            self.find(name)?;
+            Ok(match change {
+                NicChange::Add(request) => {
+                    NicChanged::Nic(nic(name, request.name.as_deref().unwrap_or("net1")))
+                }
+                NicChange::Limit { nic: limited, bit_per_sec } => {
+                    NicChanged::Nic(NicView { bit_per_sec, ..nic(name, &limited) })
+                }
+                NicChange::Remove { nic, .. } => {
+                    NicChanged::Removed(Removed { schema: SCHEMA, name: nic, kept: None })
+                }
+            })
+        })
+    }
+
+    fn plan_nic<'a>(&'a self, name: &'a str, _: &'a NicChange) -> Reply<'a, PlanView> {
         Box::pin(async { Ok(self.plan(name, self.find(name)?.revision)) })
     }
 

@@ -419,6 +419,27 @@ async fn disks_come_grow_and_go() {
     assert_eq!(viewer.get("/v1/machines/web/disks").await.status, 200);
 }
 
+#[tokio::test]
+async fn nics_come_change_and_go() {
+    let server = serve(As::Owner);
+    let made = server.send("POST /v1/machines/web/nics", &json!({ "bit_per_sec": 20_000_000 })).await;
+    assert!(made.status == 201 && made.body.contains("\"net1\""), "{}", made.body);
+    let plan = server.send("POST /v1/machines/web/nics?plan=true", &json!({})).await;
+    assert!(plan.status == 200 && plan.body.contains("host_after"), "{}", plan.body);
+    let limited = server.send("PATCH /v1/machines/web/nics/net1", &json!({ "bit_per_sec": 5000 })).await;
+    assert!(limited.status == 200 && limited.body.contains("5000"), "{}", limited.body);
+    let removed = server.ask("DELETE /v1/machines/web/nics/net1?timeout_sec=5", "", b"").await;
+    assert!(removed.status == 200 && removed.body.contains("net1"), "{}", removed.body);
+    assert_eq!(server.ask("DELETE /v1/machines/web/nics/net1?purge=true", "", b"").await.status, 400);
+    assert_eq!(server.get("/v1/machines/web/nics").await.status, 200);
+    assert_eq!(server.get("/v1/machines/none/nics").await.status, 404);
+    let typo = server.send("POST /v1/machines/web/nics", &json!({ "rate": 5 })).await;
+    assert!(typo.status == 400 && typo.body.contains("unknown-field"), "{}", typo.body);
+    let viewer = serve(As::Viewer);
+    assert_eq!(viewer.send("POST /v1/machines/web/nics", &json!({})).await.status, 403);
+    assert_eq!(viewer.get("/v1/machines/web/nics").await.status, 200);
+}
+
 /// `LATHE_BLESS=1` writes the golden files anew.
 fn golden(name: &str, value: &impl serde::Serialize) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);

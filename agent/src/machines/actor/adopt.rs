@@ -8,7 +8,7 @@ use super::super::core::Entry;
 use super::super::launch::{self, Live};
 use super::super::life::{self, Decision, Effect, Found, Life};
 use super::super::record::Record;
-use super::super::{disks, resize};
+use super::super::{disks, nics, resize};
 use super::{Actor, Storing, end_of};
 use crate::launcher::Launched;
 use crate::monitor::{Monitor, Notice};
@@ -34,6 +34,7 @@ impl Actor {
             self.adopt(live, notices).await;
         } else {
             disks::down(self).await;
+            nics::down(self).await;
         }
         let (before, after) = (record.life.state(), decision.life.state());
         tracing::info!(machine = record.name, "{} was {before:?} and is now {after:?}", record.name);
@@ -92,6 +93,7 @@ impl Actor {
         self.connect(live, notices).await;
         resize::settle(self).await;
         disks::settle(self).await;
+        nics::settle(self).await;
         self.core.tell("machine-adopted", &record.name, format!("{} ran on and is found again", record.name));
     }
 }

@@ -119,7 +119,7 @@ fn bad(code: &'static str, message: impl Into<String>) -> Problem {
     Problem::new(Kind::BadRequest, code, message)
 }
 
-pub(super) fn check_settled(record: &Record) -> Result<(), Problem> {
+pub(in crate::machines) fn check_settled(record: &Record) -> Result<(), Problem> {
     if record.life.is_settled() && record.life != Life::Gone {
         return Ok(());
     }
@@ -265,7 +265,7 @@ pub(super) fn check_removal<'a>(record: &'a Record, name: &str) -> Result<&'a Dr
     Ok(drive)
 }
 
-pub(super) fn release_time(timeout_sec: Option<u32>) -> Result<Duration, Problem> {
+pub(in crate::machines) fn release_time(timeout_sec: Option<u32>) -> Result<Duration, Problem> {
     let seconds = timeout_sec.unwrap_or(RELEASE_SEC);
     if !(1..=MAX_RELEASE_SEC).contains(&seconds) {
         let message = format!("timeout_sec: {seconds} s is not between 1 and {MAX_RELEASE_SEC}");

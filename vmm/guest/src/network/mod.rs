@@ -2,9 +2,10 @@
 //!
 //! Everything is checked before anything is changed, and the same request twice changes nothing. On the named cards
 //! permanent global addresses and static default routes that are not in the request are removed; other cards, other
-//! routes, and what the kernel or router advertisements made stay.
+//! routes, and what the kernel or router advertisements made stay. Cards after the first have ways out of their own: [`paths`].
 
 pub mod netlink;
+mod paths;
 
 use std::fs;
 use std::io;
@@ -65,6 +66,20 @@ impl Cidr {
             .then_some(Self { address, prefix })
     }
 
+    /// The address with all bits of the host zero.
+    fn network(self) -> IpAddr {
+        match self.address {
+            IpAddr::V4(address) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
+                IpAddr::from((u32::from(address) & mask).to_be_bytes())
+            }
+            IpAddr::V6(address) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
+                IpAddr::from((u128::from(address) & mask).to_be_bytes())
+            }
+        }
+    }
+
     /// The IPv4 broadcast address; networks of two have none (RFC 3021).
     fn broadcast(self) -> Option<IpAddr> {
         let IpAddr::V4(address) = self.address else { return None };
@@ -95,9 +110,12 @@ pub fn apply(network: &Network) -> Result<(), Failure> {
     set_hostname(&network.hostname)?;
     let socket = |error| Failure::failed(format!("cannot reach the kernel's routing tables: {error}"));
     let mut netlink = Netlink::new().map_err(socket)?;
-    for (card, index) in &found {
-        configure(&mut netlink, card, *index)?;
+    for (position, (card, index)) in found.iter().enumerate() {
+        // One default route for all: the first card's.
+        let gateways = if position == 0 { card.gateways.as_slice() } else { &[] };
+        configure(&mut netlink, card, gateways, *index)?;
     }
+    paths::separate(&mut netlink, &found)?;
     if !dns.is_empty() {
         let contents: String = dns.iter().map(|server| format!("nameserver {server}\n")).collect();
         write_if_different(Path::new("/etc/resolv.conf"), &contents)
@@ -192,7 +210,7 @@ pub fn link_up(netlink: &mut Netlink, index: u32, mtu: Option<u16>) -> io::Resul
     netlink.change(RTM_NEWLINK, PLAIN, &body)
 }
 
-fn configure(netlink: &mut Netlink, card: &Card, index: u32) -> Result<(), Failure> {
+fn configure(netlink: &mut Netlink, card: &Card, gateways: &[IpAddr], index: u32) -> Result<(), Failure> {
     let failed = |what: &str| {
         let what = format!("cannot {what} on card {}", card.mac.map(|byte| format!("{byte:02x}")).join(":"));
         move |error: io::Error| Failure::failed(format!("{what}: {error}"))
@@ -210,11 +228,11 @@ fn configure(netlink: &mut Netlink, card: &Card, index: u32) -> Result<(), Failu
     }
     let present = default_gateways(netlink, index).map_err(failed("read routes"))?;
     for (gateway, body) in &present {
-        if !card.gateways.contains(gateway) {
+        if !gateways.contains(gateway) {
             netlink.change(RTM_DELROUTE, PLAIN, body).map_err(failed("remove an old default route"))?;
         }
     }
-    for gateway in &card.gateways {
+    for gateway in gateways {
         if !present.iter().any(|(address, _)| address == gateway) {
             let what = format!("route through {gateway}");
             netlink.change(RTM_NEWROUTE, PUT, &route_body(*gateway, index)).map_err(failed(&what))?;
