@@ -123,7 +123,7 @@ fn a_nic_comes_changes_and_goes(hosts: &Hosts) {
         nic["to_guest_bit_per_sec"] == 10_000_000 && nic["from_guest_bit_per_sec"] == 10_000_000,
         "{nic}"
     );
-    exec(&host, "demo", "ip")
+    exec(&host, "demo", "lathe-guest ip")
         .expect_ok()
         .expect_out(&address(&nic))
         .expect_out(nic["mac"].as_str().unwrap_or("?"));
@@ -148,7 +148,7 @@ fn a_nic_comes_changes_and_goes(hosts: &Hosts) {
 
     let removed = host.run("lathe nic remove demo net1").expect_ok().expect_out("removed");
     hosts.note(&format!("a nic is removed after {:.1} s", removed.took.as_secs_f32()));
-    let left = exec(&host, "demo", "ip").expect_ok().stdout();
+    let left = exec(&host, "demo", "lathe-guest ip").expect_ok().stdout();
     assert!(!left.contains(&address(&nic)), "{left}");
     host.run("ip -o link show | grep -c -e lt-demo_ -e li-demo_").expect_stdout("0");
     assert!(names(&host, "demo") == ["net0"]);
@@ -203,7 +203,7 @@ fn nics_outlive_lathed_and_power(hosts: &Hosts) {
     let there = nics(&host, "demo");
     let rates: Vec<_> = there.iter().map(|nic| nic["to_guest_bit_per_sec"].as_u64()).collect();
     assert!(rates[1..] == [Some(10_000_000), Some(6_000_000)], "{there:?}");
-    let seen = exec(&host, "demo", "ip").expect_ok().stdout();
+    let seen = exec(&host, "demo", "lathe-guest ip").expect_ok().stdout();
     assert!(there.iter().all(|nic| seen.contains(&address(nic))), "{there:?}\n{seen}");
     // A guest that boots anew is told again.
     let boot = boot_id(&host, "demo");
