@@ -13,6 +13,7 @@ mod machines;
 mod mistakes;
 mod monitor;
 mod node;
+mod promises;
 mod shape;
 mod steps;
 mod survival;
@@ -41,6 +42,7 @@ const GROUPS: &[Group] = &[
     monitor::DEBIAN,
     exactness::GROUP,
     steps::GROUP,
+    promises::GROUP,
     bench::MONITOR,
 ];
 
