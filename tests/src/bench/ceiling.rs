@@ -21,7 +21,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// Most milliseconds.
 const TARGET_MSEC: f64 = 10.0;
 /// What the machine has at first, and what it falls to: one vCPU too many for it, milliCPU.
-const ABOVE: u64 = 2000;
+const ABOVE: u64 = 1500;
 const BELOW: u64 = 500;
 /// Between two measurements: lathed has nothing left to do of the one before.
 const REST: Duration = Duration::from_millis(200);

@@ -132,7 +132,7 @@ fn returned(hosts: &Hosts) {
 fn ceiling(hosts: &Hosts) {
     let host = hosts.host(1);
     host.push(Path::new(env!("CARGO_BIN_EXE_bench")), "/root/bench/bench");
-    make(&host, "deaf", "--cpu 2 --memory 256M --net none");
+    make(&host, "deaf", "--cpu 1.5 --memory 256M --net none");
     assert!(exec(&host, "deaf", "nproc").expect_ok().stdout() == "2");
     // From here on its guest answers nothing, and gives no CPU back.
     host.run("lathe pause deaf").expect_ok();
