@@ -259,3 +259,23 @@ fn main() {
         thread::park();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_says_what_it_has_done() {
+        let said = serve_requests(1, 1000).unwrap();
+        let numbers: Vec<u64> =
+            said.strip_prefix("served ").unwrap().split(' ').map(|word| word.parse().unwrap()).collect();
+        let [count, p50, p99, idle] = numbers[..] else { panic!("{said}") };
+        assert!(count > 0 && count < 100 && p50 <= p99 && idle % IDLE_ROUNDS == 0, "{said}");
+    }
+
+    #[test]
+    fn an_added_cpu_is_read_from_its_event() {
+        assert_eq!(added_cpu(b"add@/devices/system/cpu/cpu3\0ACTION=add\0"), Some(3));
+        assert_eq!(added_cpu(b"remove@/devices/system/cpu/cpu3\0"), None);
+    }
+}
