@@ -38,6 +38,8 @@ fn measure(hosts: &Hosts, what: &str) {
         Err(error) => panic!("{error:#}"),
     };
     host.push(&hand, "/root/bench/hand");
+    // KVM's counters are there.
+    host.run("mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug").expect_ok();
     let outcome = host.run_within(
         LIMIT,
         &format!(
