@@ -12,8 +12,8 @@
 //! A scenario fails by panicking, which every `expect_…` does with what was run and what came of it. A host that
 //! vanishes, or a command that stays silent, *before the scenario's first expectation* is an infrastructure failure:
 //! the consoles are saved, the scenario gets fresh hosts, at most [`RETRIES`] times, and every retry is counted aloud.
-//! What helpers expect while they [prepare](Host::preparing) is not the scenario's own: on an emulated host a guest that stays silent when
-//! it is first booted is one of those, too.
+//! What helpers wait for while they [prepare](Host::preparing) is not the scenario's own: on an emulated host a guest that stays silent when
+//! it is first booted is one of those, too. A wrong answer is none.
 //! The same holds at any time for an *emulated* host that restarts by itself or has a panic of its own kernel on its console:
 //! QEMU's emulation of SVM corrupts a kernel's stack about once in a hundred nested boots, whatever runs there. So it does for the
 //! guest inside: a guest's console that tells of a [corrupted stack](CORRUPTION) counts as the emulation's, too. A failed
@@ -110,6 +110,12 @@ impl Hosts {
         self.expected.set(self.expected.get() || !self.preparing.get());
     }
 
+    /// Somebody has answered, as expected or not: only silence is excused while a helper prepares.
+    fn answered(&self, as_expected: bool) {
+        self.expecting();
+        self.expected.set(self.expected.get() || !as_expected);
+    }
+
     /// From here on a guest's corrupted stack is its own doing.
     pub fn guests_lie(&self) {
         self.guests_lie.set(true);
@@ -181,8 +187,8 @@ impl<'a> Host<'a> {
         format!("10.77.0.{}", self.number)
     }
 
-    /// Does what a scenario stands on: what fails in `work` before the scenario's own first expectation is an infrastructure failure of
-    /// an emulated host.
+    /// Does what a scenario stands on: what stays silent in `work` before the scenario's own first expectation is an infrastructure failure
+    /// of an emulated host.
     pub fn preparing<T>(&self, work: impl FnOnce() -> T) -> T {
         let outer = self.hosts.preparing.replace(true);
         let made = work();
@@ -348,7 +354,7 @@ impl Outcome<'_> {
     /// It did not.
     #[track_caller]
     pub fn expect_status(self, status: i32) -> Self {
-        self.hosts.expecting();
+        self.hosts.answered(self.status == status);
         assert!(self.status == status, "expected status {status}\n{}", self.story());
         self
     }
@@ -359,7 +365,7 @@ impl Outcome<'_> {
     /// It succeeded.
     #[track_caller]
     pub fn expect_failure(self) -> Self {
-        self.hosts.expecting();
+        self.hosts.answered(self.status != 0);
         assert!(self.status != 0, "expected a failure\n{}", self.story());
         self
     }
@@ -370,7 +376,7 @@ impl Outcome<'_> {
     /// It is not.
     #[track_caller]
     pub fn expect_stdout(self, text: &str) -> Self {
-        self.hosts.expecting();
+        self.hosts.answered(self.stdout() == text);
         assert!(self.stdout() == text, "expected on stdout: {text}\n{}", self.story());
         self
     }
@@ -381,7 +387,7 @@ impl Outcome<'_> {
     /// It does not.
     #[track_caller]
     pub fn expect_out(self, text: &str) -> Self {
-        self.hosts.expecting();
+        self.hosts.answered(self.stdout().contains(text));
         assert!(self.stdout().contains(text), "expected in stdout: {text}\n{}", self.story());
         self
     }
@@ -392,7 +398,7 @@ impl Outcome<'_> {
     /// It does not.
     #[track_caller]
     pub fn expect_err(self, text: &str) -> Self {
-        self.hosts.expecting();
+        self.hosts.answered(self.stderr().contains(text));
         assert!(self.stderr().contains(text), "expected in stderr: {text}\n{}", self.story());
         self
     }

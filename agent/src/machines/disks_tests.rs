@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lathe_vmm::control::wire::Event as MonitorEvent;
 
 use super::record::{Disk, Drive, Link};
-use super::tests::{Lathed, STOP, World};
+use super::tests::{Lathed, STOP, World, until};
 use super::*;
 use crate::api::wire::{DiskAddRequest, DiskSource, DiskState, DiskView};
 use crate::monitor::fake::Script;
@@ -52,9 +53,7 @@ impl Lathed {
     /// Waits until the disks are in these states.
     fn until(&self, states: &[(&str, DiskState)]) {
         let states: Vec<_> = states.iter().map(|(name, state)| ((*name).to_owned(), *state)).collect();
-        while self.states() != states {
-            std::thread::yield_now();
-        }
+        until(|| self.states() == states);
     }
 
     /// Stores a record with this disk as an earlier lathed may have left it, and dies.
@@ -230,9 +229,7 @@ fn a_guest_that_does_not_let_go_keeps_its_disk() {
     assert!(world.disk_file("data1").exists());
     // Now it does, and gets the disk again as another device.
     world.let_go();
-    while world.plugged().is_empty() {
-        std::thread::yield_now();
-    }
+    until(|| !world.plugged().is_empty());
     // The monitor has it a moment before lathed is told so.
     lathed.until(&[("data1", DiskState::Attached)]);
     assert_eq!(world.launcher.monitor("demo").told(|told| told.disks[0].status.device.clone()), "block1");
@@ -252,9 +249,7 @@ fn a_removal_survives_lathed_and_ends_with_the_machine() {
     let removing = |names: &[&str]| -> Vec<(String, DiskState)> {
         names.iter().map(|name| ((*name).to_owned(), DiskState::Removing)).collect()
     };
-    while lathed.states() != removing(&["asked", "gone", "off"]) {
-        std::thread::yield_now();
-    }
+    until(|| lathed.states() == removing(&["asked", "gone", "off"]));
     assert_eq!(lathed.grow("asked", 9 * MIB).unwrap_err().code, "disk-busy");
     lathed.kill();
     let monitor = world.launcher.monitor("demo");
@@ -263,18 +258,14 @@ fn a_removal_survives_lathed_and_ends_with_the_machine() {
         told.disks.iter_mut().for_each(|disk| disk.asked = false);
     });
     let lathed = world.lathed();
-    while lathed.states() != removing(&["asked", "off"]) {
-        std::thread::yield_now();
-    }
+    until(|| lathed.states() == removing(&["asked", "off"]));
     assert_eq!(world.files(), ["disk-asked.raw", "disk-off.raw"]);
     monitor.told(|told| {
         assert!(told.disks.iter().all(|disk| disk.asked), "asked again");
         told.disks[1].asked = false;
     });
     world.let_go();
-    while lathed.states() != removing(&["off"]) {
-        std::thread::yield_now();
-    }
+    until(|| lathed.states() == removing(&["off"]));
     lathed.wait(lathed.machines.stop("demo", STOP)).unwrap();
     assert!(lathed.disks().is_empty() && world.files().is_empty());
     let kept = fs::read_dir(world.folder.path().join("state/kept")).unwrap();
@@ -416,8 +407,8 @@ struct Promises {
     open: Option<String>,
 }
 
-/// What somebody does to the disks of a machine, over and over; one name at a time.
-async fn bustle(machines: Machines, promises: Arc<Mutex<Promises>>, seed: u64) {
+/// What somebody does to the disks of a machine, over and over, until lathed is killed; one name at a time.
+async fn bustle(machines: Machines, killed: Arc<AtomicBool>, promises: Arc<Mutex<Promises>>, seed: u64) {
     for round in seed.. {
         let name = format!("d{}", round % 3);
         let size = MIB * (1 + round % 7);
@@ -437,6 +428,9 @@ async fn bustle(machines: Machines, promises: Arc<Mutex<Promises>>, seed: u64) {
         let done = machines.change_disk("demo", change).await;
         {
             let mut promises = promises.lock().unwrap();
+            if killed.load(Ordering::Relaxed) {
+                return;
+            }
             match done {
                 Ok(DiskChanged::Disk(view)) => promises.there.insert(name, view.size_bytes.unwrap()),
                 Ok(DiskChanged::Removed(_)) => promises.there.remove(&name),
@@ -461,19 +455,17 @@ fn what_was_acknowledged_survives_a_kill_at_any_moment() {
     let mut random: u64 = 0x9e37_79b9_7f4a_7c15;
     for round in 0..20 {
         let lathed = world.lathed();
-        lathed.runtime.spawn(bustle(lathed.machines.clone(), Arc::clone(&promises), round));
+        let (machines, killed) = (lathed.machines.clone(), Arc::clone(&lathed.killed));
+        lathed.runtime.spawn(bustle(machines, killed, Arc::clone(&promises), round));
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         std::thread::sleep(Duration::from_micros(500 + (random >> 33) % 60_000));
         lathed.kill();
         let lathed = world.lathed();
-        lathed.settled("demo", lathed.show("demo").state);
         let entry = lathed.machines.core.entry("demo").unwrap();
         lathed.wait(entry.until(Life::is_settled));
         let off = lathed.show("demo").state != MachineState::Running;
         let rests = if off { DiskState::Detached } else { DiskState::Attached };
-        while lathed.states().iter().any(|(_, state)| *state != rests) {
-            std::thread::yield_now();
-        }
+        until(|| lathed.states().iter().all(|(_, state)| *state == rests));
         let found: BTreeMap<String, u64> =
             lathed.disks().into_iter().map(|disk| (disk.name, disk.size_bytes.unwrap())).collect();
         let mut promised = promises.lock().unwrap();

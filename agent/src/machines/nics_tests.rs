@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use lathe_guest::protocol::{Network, Request};
 use lathe_vmm::control::wire::Event as MonitorEvent;
 
 use super::record::{Net, Plug};
-use super::tests::{Lathed, STOP, World};
+use super::tests::{Lathed, STOP, World, until};
 use super::*;
 use crate::api::wire::{NicAddRequest, NicState, NicView, ResizeRequest};
 use crate::monitor::fake::{Script, Told};
@@ -56,9 +57,7 @@ impl Lathed {
     /// Waits until the nics are in these states.
     fn until_nics(&self, states: &[(&str, NicState)]) {
         let states: Vec<_> = states.iter().map(|(name, state)| ((*name).to_owned(), *state)).collect();
-        while self.nic_states() != states {
-            std::thread::yield_now();
-        }
+        until(|| self.nic_states() == states);
     }
 
     /// Stores a record that was changed as an earlier lathed may have left it, and dies.
@@ -75,9 +74,7 @@ impl Lathed {
         let socket = world.folder.path().join("run/machines/demo/vsock.sock");
         let _ = fs::remove_file(&socket);
         let asked = self.wait(async { guest::tests::fake_guest(&socket) });
-        while !self.show("demo").guest_agent {
-            std::thread::yield_now();
-        }
+        until(|| self.show("demo").guest_agent);
         asked
     }
 }
@@ -160,9 +157,7 @@ fn the_guest_agent_configures_what_comes_and_what_stays() {
     assert_eq!(lathed.nics()[1].reason, "its guest agent does not answer");
     // Found late, it is told of all.
     let asked = lathed.guest(&world);
-    while !lathed.nics().iter().all(|nic| nic.configured) {
-        std::thread::yield_now();
-    }
+    until(|| lathed.nics().iter().all(|nic| nic.configured));
     let told = networks(&asked).pop().unwrap();
     assert_eq!(
         (told.interfaces.len(), told.interfaces[0].gateways.as_slice()),
@@ -190,9 +185,7 @@ fn the_guest_agent_configures_what_comes_and_what_stays() {
     let paused = lathed.add_nic(at(3)).unwrap();
     assert!(!paused.configured && paused.reason.contains("paused"), "{paused:?}");
     lathed.wait(lathed.machines.resume("demo")).unwrap();
-    while !lathed.nics().iter().all(|nic| nic.configured) {
-        std::thread::yield_now();
-    }
+    until(|| lathed.nics().iter().all(|nic| nic.configured));
 }
 
 #[test]
@@ -328,9 +321,7 @@ fn a_guest_that_does_not_let_go_keeps_its_nic() {
     for device in gone {
         monitor.event(&MonitorEvent::DeviceDetached { device });
     }
-    while world.macs().len() != 2 {
-        std::thread::yield_now();
-    }
+    until(|| world.macs().len() == 2);
     assert_eq!(monitor.told(|told| told.nics[1].status.device.clone()), "net2");
     lathed.until_nics(&[("net0", NicState::Attached), ("net1", NicState::Attached)]);
     world.check(&lathed);
@@ -441,8 +432,8 @@ struct Promises {
     open: Option<String>,
 }
 
-/// What somebody does to the nics of a machine, over and over; one name at a time.
-async fn bustle(machines: Machines, promises: Arc<Mutex<Promises>>, seed: u64) {
+/// What somebody does to the nics of a machine, over and over, until lathed is killed; one name at a time.
+async fn bustle(machines: Machines, killed: Arc<AtomicBool>, promises: Arc<Mutex<Promises>>, seed: u64) {
     for round in seed.. {
         let name = format!("net{}", 1 + round % 3);
         let rate = MBIT * (1 + round % 7);
@@ -456,6 +447,9 @@ async fn bustle(machines: Machines, promises: Arc<Mutex<Promises>>, seed: u64) {
         let done = machines.change_nic("demo", change).await;
         {
             let mut promises = promises.lock().unwrap();
+            if killed.load(Ordering::Relaxed) {
+                return;
+            }
             match done {
                 Ok(NicChanged::Nic(view)) => promises.there.insert(name, view.bit_per_sec),
                 Ok(NicChanged::Removed(_)) => promises.there.remove(&name),
@@ -480,7 +474,8 @@ fn what_was_acknowledged_survives_a_kill_at_any_moment() {
     let mut random: u64 = 0x9e37_79b9_7f4a_7c15;
     for round in 0..20 {
         let lathed = world.lathed();
-        lathed.runtime.spawn(bustle(lathed.machines.clone(), Arc::clone(&promises), round));
+        let (machines, killed) = (lathed.machines.clone(), Arc::clone(&lathed.killed));
+        lathed.runtime.spawn(bustle(machines, killed, Arc::clone(&promises), round));
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         std::thread::sleep(Duration::from_micros(500 + (random >> 33) % 60_000));
         lathed.kill();
@@ -489,9 +484,7 @@ fn what_was_acknowledged_survives_a_kill_at_any_moment() {
         lathed.wait(entry.until(Life::is_settled));
         let off = lathed.show("demo").state != MachineState::Running;
         let rests = if off { NicState::Detached } else { NicState::Attached };
-        while lathed.nic_states().iter().any(|(_, state)| *state != rests) {
-            std::thread::yield_now();
-        }
+        until(|| lathed.nic_states().iter().all(|(_, state)| *state == rests));
         let found: BTreeMap<String, u64> =
             lathed.nics().into_iter().map(|nic| (nic.name, nic.bit_per_sec)).collect();
         let mut promised = promises.lock().unwrap();

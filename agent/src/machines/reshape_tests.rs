@@ -1,6 +1,6 @@
 //! Changes of shape against fake monitors whose guests follow, refuse or are deaf.
 
-use super::tests::{Lathed, STOP, World};
+use super::tests::{Lathed, STOP, World, until};
 use super::*;
 use crate::api::wire::{DeadlineAction, MachineState, OperationView};
 use crate::monitor::fake::Script;
@@ -71,9 +71,7 @@ fn what_the_guest_does_not_give_back_is_partial_stays_desired_and_is_gone_on_wit
     let lathed = world.lathed();
     assert_eq!(lathed.show("demo").operation.unwrap().operation, background.operation);
     world.launcher.monitor("demo").guest_follows(&Script::default());
-    while lathed.last().outcome == ResizeOutcome::UnderWay {
-        std::thread::yield_now();
-    }
+    until(|| lathed.last().outcome != ResizeOutcome::UnderWay);
     assert_eq!(lathed.last().outcome, ResizeOutcome::Applied);
     assert_eq!(lathed.show("demo").memory.granted, 64 * MIB);
 }
@@ -118,9 +116,7 @@ fn a_change_for_a_time_goes_back_even_across_a_restart_of_lathed() {
     assert!(lathed.show("demo").back_unix_msec.is_some());
     lathed.kill();
     let lathed = world.lathed();
-    while lathed.show("demo").cpu.desired != 100 {
-        std::thread::yield_now();
-    }
+    until(|| lathed.show("demo").cpu.desired == 100);
     assert_eq!(lathed.show("demo").back_unix_msec, None);
     lathed.wait(lathed.machines.stop("demo", STOP)).unwrap();
     world.check(&lathed);
@@ -145,9 +141,7 @@ fn a_rate_of_disks_is_given_at_the_start_changed_while_it_runs_and_found_again()
     assert_eq!(lathed.resize(&rated(500)).outcome, ResizeOutcome::Unchanged);
     lathed.kill();
     let lathed = world.lathed();
-    while lathed.show("demo").iops.actual != 50 {
-        std::thread::yield_now();
-    }
+    until(|| lathed.show("demo").iops.actual == 50);
     assert_eq!(told(), 50, "the time of the change is over");
     let free = lathed.resize(&rated(0));
     assert_eq!((free.outcome, free.iops.actual, told()), (ResizeOutcome::Applied, 0, 0));

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lathe_shard::Shape;
 use lathe_vmm::control::wire::{Event as MonitorEvent, ExitReason, Phase};
@@ -148,12 +149,25 @@ pub(super) struct World {
 pub(super) struct Lathed {
     pub(super) runtime: Runtime,
     pub(super) machines: Machines,
+    /// It is being killed: whoever uses it ends, and hears nothing of what a dying runtime answers and a killed process does not.
+    pub(super) killed: Arc<AtomicBool>,
+}
+
+/// Far more than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits for something that comes by itself.
+pub(super) fn until(mut there: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !there() {
+        assert!(begun.elapsed() < PATIENCE, "it hangs");
+        std::thread::yield_now();
+    }
 }
 
 impl Lathed {
     pub(super) fn wait<T>(&self, work: impl Future<Output = T>) -> T {
-        self.runtime
-            .block_on(async { tokio::time::timeout(Duration::from_secs(60), work).await.expect("it hangs") })
+        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await.expect("it hangs") })
     }
 
     pub(super) fn run(&self, request: RunRequest) -> Result<MachineView, Problem> {
@@ -172,6 +186,7 @@ impl Lathed {
 
     /// As `kill -9`: no task gets another turn.
     pub(super) fn kill(self) {
+        self.killed.store(true, Ordering::Relaxed);
         self.runtime.shutdown_timeout(Duration::from_secs(10));
     }
 }
@@ -197,21 +212,27 @@ impl World {
     }
 
     pub(super) fn lathed(&self) -> Lathed {
+        // Commands of the lathed before would be carried out in the middle of this one's.
+        let monitors: Vec<_> = self.launcher.monitors.lock().unwrap().values().cloned().collect();
+        until(|| monitors.iter().all(FakeMonitor::has_heard_all));
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (config, launcher, ports) = (self.config(), self.launcher.clone(), self.ports.clone());
         let core = runtime.block_on(async {
             // The store of the lathed before may take a moment to let go of its lock.
+            let begun = Instant::now();
             loop {
                 let (launcher, ports) = (Box::new(launcher.clone()), Box::new(ports.clone()));
                 match start::start_with(config.clone(), launcher, Some(ports), "/dev/null".into()).await {
-                    Err(problem) if problem.detail.contains("another lathed") => {
+                    Err(problem)
+                        if problem.detail.contains("another lathed") && begun.elapsed() < PATIENCE =>
+                    {
                         tokio::task::yield_now().await;
                     }
                     started => return started.unwrap(),
                 }
             }
         });
-        Lathed { runtime, machines: Machines { core } }
+        Lathed { runtime, machines: Machines { core }, killed: Arc::default() }
     }
 
     /// A machine with its own kernel, so that nothing of this host is needed.
@@ -420,11 +441,7 @@ fn a_panic_is_told_and_a_reset_makes_it_good() {
     let panic = || {
         world.launcher.monitor("demo").event(&MonitorEvent::GuestPanicked { message: "no init".to_owned() })
     };
-    let reason = |wanted: &str| {
-        while lathed.show("demo").reason != wanted {
-            std::thread::yield_now();
-        }
-    };
+    let reason = |wanted: &str| until(|| lathed.show("demo").reason == wanted);
     panic();
     reason("the guest's kernel panicked: no init");
     assert_eq!(lathed.show("demo").state, MachineState::Running);
@@ -462,9 +479,7 @@ fn machines_run_on_without_lathed_and_are_found_again() {
     let off = lathed.settled("off", MachineState::Stopped);
     assert_eq!(off.reason, "powered off by the guest");
     world.launcher.monitor("stays").event(&MonitorEvent::Rebooted {});
-    while lathed.show("stays").restarts == 0 {
-        std::thread::yield_now();
-    }
+    until(|| lathed.show("stays").restarts != 0);
     world.check(&lathed);
 }
 
@@ -531,9 +546,7 @@ fn the_guest_agent_is_found_and_told_its_addresses() {
     let socket = world.folder.path().join("run/machines/demo/vsock.sock");
     fs::remove_file(&socket).unwrap();
     let asked = lathed.wait(async { guest::tests::fake_guest(&socket) });
-    while !lathed.show("demo").guest_agent {
-        std::thread::yield_now();
-    }
+    until(|| lathed.show("demo").guest_agent);
     let network = asked.lock().unwrap()[1].clone();
     let lathe_guest::protocol::Request::Network(network) = network else { panic!("{network:?}") };
     assert_eq!(network.hostname, "demo");
@@ -545,10 +558,13 @@ fn the_guest_agent_is_found_and_told_its_addresses() {
     assert!(asked.iter().any(|request| matches!(request, lathe_guest::protocol::Request::Shutdown { .. })));
 }
 
-/// What somebody does to a host, over and over.
-async fn bustle(machines: Machines, request: RunRequest, seed: u64) {
+/// What somebody does to a host, over and over, until lathed is killed.
+async fn bustle(machines: Machines, killed: Arc<AtomicBool>, request: RunRequest, seed: u64) {
     let name = request.name.clone();
     for round in seed.. {
+        if killed.load(Ordering::Relaxed) {
+            return;
+        }
         let _ = match round % 5 {
             0 => machines.run(request.clone()).await.map(|_| ()),
             1 => {
@@ -572,7 +588,8 @@ fn kill_at_any_moment_loses_nothing_and_leaves_nothing_half_made() {
         let lathed = world.lathed();
         for (number, name) in ["a", "b", "c"].iter().enumerate() {
             let request = world.request(name);
-            lathed.runtime.spawn(bustle(lathed.machines.clone(), request, round + number as u64));
+            let (machines, killed) = (lathed.machines.clone(), Arc::clone(&lathed.killed));
+            lathed.runtime.spawn(bustle(machines, killed, request, round + number as u64));
         }
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         std::thread::sleep(Duration::from_micros(500 + (random >> 33) % 60_000));

@@ -53,6 +53,8 @@ pub(crate) struct Told {
     pub nics: Vec<FakeNic>,
     nic_number: usize,
     clients: Vec<OwnedFd>,
+    /// Clients that are listened to.
+    serving: usize,
     alive: bool,
 }
 
@@ -107,6 +109,7 @@ impl FakeMonitor {
             nics: Vec::new(),
             nic_number: 0,
             clients: Vec::new(),
+            serving: 0,
             alive: true,
         };
         let fake = Self { path: path.to_owned(), told: Arc::new(Mutex::new(told)) };
@@ -119,9 +122,13 @@ impl FakeMonitor {
                     break;
                 }
                 told.clients.push(client.try_clone().unwrap());
+                told.serving += 1;
                 drop(told);
                 let (fake, script) = (serving.clone(), script.clone());
-                thread::spawn(move || fake.serve(&client, &script));
+                thread::spawn(move || {
+                    fake.serve(&client, &script);
+                    fake.told(|told| told.serving -= 1);
+                });
             }
         });
         fake
@@ -137,6 +144,11 @@ impl FakeMonitor {
 
     pub(crate) fn is_alive(&self) -> bool {
         self.told(|told| told.alive)
+    }
+
+    /// Whether everything that clients said before they went has been carried out.
+    pub(crate) fn has_heard_all(&self) -> bool {
+        self.told(|told| told.serving == 0)
     }
 
     /// As `kill -9`: every connection ends, nothing is said.

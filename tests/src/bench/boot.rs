@@ -15,7 +15,7 @@ use super::stats::Series;
 /// What the median may be, as a share of the faster QEMU's.
 pub const TARGET: f64 = 0.68;
 /// Machines that hang or die in the emulated host, over a whole run, before it is given up.
-const MAX_FAILURES: usize = 4;
+pub const MAX_FAILURES: usize = 4;
 
 /// Measures `rounds` rounds and prints the result. Returns whether the target is met.
 ///
@@ -41,7 +41,8 @@ pub fn run(setup: &Setup, rounds: usize) -> Result<bool> {
     report(&series, failures)
 }
 
-fn millis(duration: Duration) -> f64 {
+/// A time in milliseconds.
+pub fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 

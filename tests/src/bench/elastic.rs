@@ -14,6 +14,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
 use serde_json::{Value, json};
 
+use super::counters::Counters;
+use super::monitors;
+
 /// Memory at boot, MiB.
 pub const BOOT_MIB: u64 = 512;
 /// Memory that can be plugged, MiB.
@@ -86,19 +89,9 @@ impl Setup {
     }
 
     fn qemu(&self, socket: &Path) -> Command {
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-M", "q35,accel=kvm,hpet=off,smbus=off,sata=off,usb=off,vmport=off", "-cpu", "host"]);
+        let mut command = monitors::qemu(monitors::Q35);
         command.args(["-smp", &format!("1,maxcpus={CPUS}")]);
         command.args(["-m", &format!("{BOOT_MIB}M,maxmem={}M", BOOT_MIB + PLUGGABLE_MIB)]);
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-serial",
-            "stdio",
-        ]);
         command.args(["-object", &format!("memory-backend-ram,id=mem,size={PLUGGABLE_MIB}M")]);
         command.args(["-device", "virtio-mem-pci,id=vm,memdev=mem,requested-size=0"]);
         command.args(["-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on,deflate-on-oom=on"]);
@@ -270,14 +263,27 @@ impl Machine {
     /// # Errors
     /// The monitor refuses, or the guest does not let go.
     pub fn unplug_cpu(&mut self, number: u32) -> Result<()> {
+        self.begin_unplug_cpu(number)?;
+        wait(|| Ok(self.present_cpus()? == u64::from(number)), "the CPU leaves")
+    }
+
+    /// Asks the guest to let CPU `number`, the highest, go.
+    ///
+    /// # Errors
+    /// The monitor refuses.
+    pub fn begin_unplug_cpu(&mut self, number: u32) -> Result<()> {
         match &self.control {
             Control::Lathe(_) => self.control.lathe(json!({ "set_cpus": { "count": number } }))?,
             Control::Qemu(..) => self.control.qmp("device_del", json!({ "id": format!("cpu{number}") }))?,
         };
-        wait(|| Ok(self.present_cpus()? == u64::from(number)), "the CPU leaves")
+        Ok(())
     }
 
-    fn present_cpus(&mut self) -> Result<u64> {
+    /// How many CPUs are plugged in.
+    ///
+    /// # Errors
+    /// The monitor refuses.
+    pub fn present_cpus(&mut self) -> Result<u64> {
         if matches!(self.control, Control::Lathe(_)) {
             let status = self.control.lathe(json!({ "status": {} }))?;
             return status["status"]["cpus"]["present"].as_u64().context("no CPUs in the status");
@@ -347,6 +353,14 @@ impl Machine {
         let plugged = self.plugged_mib()? << 20;
         let actual = self.control.qmp("query-balloon", json!({}))?["actual"].as_u64();
         Ok(((BOOT_MIB << 20) + plugged).saturating_sub(actual.context("no balloon")?) >> 20)
+    }
+
+    /// What it has cost its host so far.
+    ///
+    /// # Errors
+    /// It is gone, or the host does not count.
+    pub fn counters(&self) -> Result<Counters> {
+        Counters::of(self.child.id())
     }
 
     /// Resident memory of the monitor's process, MiB.

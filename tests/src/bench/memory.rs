@@ -32,8 +32,26 @@ pub struct Mapping {
     pub size_kib: u64,
     /// Proportional share, KiB.
     pub pss_kib: u64,
-    /// Private dirty and private clean, KiB.
+    /// Private dirty, KiB.
     pub dirty_kib: u64,
+    /// In memory, KiB.
+    pub resident_kib: u64,
+}
+
+/// What a monitor has in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Footprint {
+    /// What is not the guest's memory.
+    pub beside: Vec<Mapping>,
+    /// The guest's memory, KiB.
+    pub guest_kib: u64,
+}
+
+impl Footprint {
+    /// Private dirty memory and PSS beside the guest's, KiB.
+    pub fn totals(&self) -> (u64, u64) {
+        totals(&self.beside)
+    }
 }
 
 /// Reads the text of an smaps file. Fields of smaps lines end with a colon; the first line of a mapping does not.
@@ -46,6 +64,7 @@ fn parse(text: &str) -> Vec<Mapping> {
         match (name, mappings.last_mut()) {
             ("Size:", Some(mapping)) => mapping.size_kib = value,
             ("Pss:", Some(mapping)) => mapping.pss_kib = value,
+            ("Rss:", Some(mapping)) => mapping.resident_kib = value,
             ("Private_Dirty:", Some(mapping)) => mapping.dirty_kib = value,
             (name, _) if !name.ends_with(':') => {
                 mappings.push(Mapping { head: line.to_owned(), ..Mapping::default() });
@@ -56,31 +75,33 @@ fn parse(text: &str) -> Vec<Mapping> {
     mappings
 }
 
-/// The process's mappings without the guest's memory.
-fn outside_guest(pid: u32) -> Result<Vec<Mapping>> {
+/// The memory of a monitor whose guest has `guest_kib` of address space in mappings of at least half of its memory at boot.
+fn look(pid: u32, guest_kib: u64) -> Result<Footprint> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps")).context("the monitor is gone")?;
-    let guest_kib = MEMORY_MIB * 1024;
-    let (guest, rest): (Vec<_>, Vec<_>) =
-        parse(&text).into_iter().partition(|mapping| mapping.size_kib >= guest_kib / 2);
+    let (guest, beside): (Vec<_>, Vec<_>) =
+        parse(&text).into_iter().partition(|mapping| mapping.size_kib >= MEMORY_MIB * 1024 / 2);
     let found: u64 = guest.iter().map(|mapping| mapping.size_kib).sum();
     if found != guest_kib {
         bail!("the guest's {guest_kib} KiB are not to be told from the rest: {found} KiB in {guest:?}");
     }
-    Ok(rest)
+    Ok(Footprint { beside, guest_kib: guest.iter().map(|mapping| mapping.resident_kib).sum() })
 }
 
 fn totals(mappings: &[Mapping]) -> (u64, u64) {
     (mappings.iter().map(|m| m.dirty_kib).sum(), mappings.iter().map(|m| m.pss_kib).sum())
 }
 
-/// Waits until two figures stand still.
-fn settled(pid: u32) -> Result<Vec<Mapping>> {
-    let mut last = outside_guest(pid)?;
+/// Waits until the private dirty memory stands still. `guest_kib` is the address space of the guest's memory.
+///
+/// # Errors
+/// The monitor is gone, or the guest's memory cannot be told from the rest.
+pub fn settled(pid: u32, guest_kib: u64) -> Result<Footprint> {
+    let mut last = look(pid, guest_kib)?;
     let mut equal = 0;
     for _ in 0..MAX_SAMPLES {
         thread::sleep(SAMPLE_INTERVAL);
-        let next = outside_guest(pid)?;
-        equal = if totals(&next).0 == totals(&last).0 { equal + 1 } else { 0 };
+        let next = look(pid, guest_kib)?;
+        equal = if next.totals().0 == last.totals().0 { equal + 1 } else { 0 };
         last = next;
         if equal == STEADY_SAMPLES {
             break;
@@ -108,20 +129,20 @@ pub fn run(setup: &Setup, rounds: usize, detail: bool) -> Result<bool> {
     let mut met = true;
     for monitor in [Monitor::Lathe, Monitor::QemuMicrovm, Monitor::QemuQ35] {
         let (mut dirty, mut pss) = (Series::default(), Series::default());
-        let mut last = Vec::new();
+        let mut last = Footprint::default();
         for _ in 0..rounds {
             let log = PathBuf::from(format!("{}.log", setup.initrd.display()));
             let mut machine = setup.start(monitor, &log)?;
             machine.wait_for_init()?;
-            last = settled(machine.pid())?;
-            let (private, proportional) = totals(&last);
+            last = settled(machine.pid(), MEMORY_MIB * 1024)?;
+            let (private, proportional) = last.totals();
             dirty.push(private as f64);
             pss.push(proportional as f64);
         }
         println!("  {:18} {dirty}  private dirty", monitor.name());
         println!("  {:18} {pss}  PSS", "");
         if detail && monitor == Monitor::Lathe {
-            print_detail(&last);
+            print_detail(&last.beside);
         }
         if monitor == Monitor::Lathe {
             met = dirty.median() <= TARGET_DIRTY_KIB && pss.median() <= TARGET_PSS_KIB;

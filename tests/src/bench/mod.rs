@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::channel::{Channel, Passthrough};
@@ -20,13 +20,18 @@ use crate::{hold, place, transfer};
 use monitors::Setup;
 
 pub mod boot;
+pub mod ceiling;
+pub mod counters;
 pub mod elastic;
 pub mod initramfs;
 pub mod memory;
 pub mod monitors;
 pub mod programs;
+pub mod rates;
+pub mod requests;
 pub mod resize;
 pub mod stats;
+pub mod tax;
 
 /// Where the kernels are in a test host.
 const KERNELS: &str = "/usr/lib/lathe-test/kernels";
@@ -49,14 +54,34 @@ enum Verb {
     Boot(Options),
     /// Memory of an idle machine's monitor beside the guest's.
     Memory(Options),
+    /// What everything costs that a machine could become and does not.
+    ElasticTax(Options),
     /// Time to change a running machine: vCPUs, memory, balloon.
     Resize(Options),
+    /// What a request server notices while its machine's shape changes once a second.
+    Requests(Options),
+    /// Changes of shape a second of one core.
+    Resizes(Options),
+    /// Time until lathed enforces a lower CPU ceiling; only with --here, on a host with lathed.
+    Ceiling {
+        /// A machine with 2 vCPUs, paused
+        #[arg(long)]
+        machine: String,
+        #[command(flatten)]
+        options: Options,
+    },
 }
 
 impl Verb {
     fn options(&self) -> &Options {
         match self {
-            Self::Boot(options) | Self::Memory(options) | Self::Resize(options) => options,
+            Self::Boot(options)
+            | Self::Memory(options)
+            | Self::ElasticTax(options)
+            | Self::Resize(options)
+            | Self::Requests(options)
+            | Self::Resizes(options) => options,
+            Self::Ceiling { options, .. } => options,
         }
     }
 
@@ -64,8 +89,17 @@ impl Verb {
         match self {
             Self::Boot(_) => "boot",
             Self::Memory(_) => "memory",
+            Self::ElasticTax(_) => "elastic-tax",
             Self::Resize(_) => "resize",
+            Self::Requests(_) => "requests",
+            Self::Resizes(_) => "resizes",
+            Self::Ceiling { .. } => "ceiling",
         }
+    }
+
+    /// Whether the guest's init is `hand`.
+    fn with_hand(&self) -> bool {
+        matches!(self, Self::Resize(_) | Self::Requests(_) | Self::Resizes(_))
     }
 }
 
@@ -77,7 +111,7 @@ struct Options {
     /// Measure in the hosts that are up under this name
     #[arg(long, conflicts_with = "here")]
     name: Option<String>,
-    /// Rounds that count (default 10 for boot, 3 for memory)
+    /// Rounds that count (default: as many as the benchmark needs)
     #[arg(long)]
     rounds: Option<usize>,
     /// Kernel image; may be repeated (default: 6.12 vmlinux, and for boot 6.1 bzImage)
@@ -117,11 +151,14 @@ fn kernels(verb: &Verb, options: &Options) -> Vec<PathBuf> {
     let of = |name: &str| Path::new(KERNELS).join(name);
     match verb {
         Verb::Boot(_) => vec![of("6.12/vmlinux"), of("6.1/bzImage")],
-        Verb::Memory(_) | Verb::Resize(_) => vec![of("6.12/vmlinux")],
+        _ => vec![of("6.12/vmlinux")],
     }
 }
 
 fn here(verb: &Verb, options: &Options) -> Result<bool> {
+    if let Verb::Ceiling { machine, .. } = verb {
+        return ceiling::run(machine, options.rounds.unwrap_or(40));
+    }
     let vmm = options.vmm.clone().context("--here needs --vmm")?;
     let directory = std::env::temp_dir().join(format!("lathe-bench-{}", std::process::id()));
     fs::create_dir_all(&directory)?;
@@ -129,22 +166,35 @@ fn here(verb: &Verb, options: &Options) -> Result<bool> {
     initramfs::write(&mut File::create(&initrd)?)?;
     let mut met = true;
     for kernel in kernels(verb, options) {
-        let setup = Setup { vmm: vmm.clone(), kernel, initrd: initrd.clone() };
-        met &= match verb {
-            Verb::Boot(_) => boot::run(&setup, options.rounds.unwrap_or(10))?,
-            Verb::Memory(_) => memory::run(&setup, options.rounds.unwrap_or(3), options.detail)?,
-            Verb::Resize(_) => {
-                let hand = options.hand.as_ref().context("--here needs --hand")?;
-                let setup = resize::setup(&setup, hand, &directory)?;
-                resize::run(&setup, options.rounds.unwrap_or(5))?
-            }
-        };
+        let setup = Setup { vmm: vmm.clone(), kernel, initrd: initrd.clone(), extra: &[] };
+        met &= one(verb, options, &setup, &directory)?;
     }
     fs::remove_dir_all(&directory)?;
     Ok(met)
 }
 
+fn one(verb: &Verb, options: &Options, setup: &Setup, directory: &Path) -> Result<bool> {
+    let rounds = |otherwise| options.rounds.unwrap_or(otherwise);
+    if !verb.with_hand() {
+        return match verb {
+            Verb::Boot(_) => boot::run(setup, rounds(10)),
+            Verb::ElasticTax(_) => tax::run(setup, rounds(10)),
+            _ => memory::run(setup, rounds(3), options.detail),
+        };
+    }
+    let hand = options.hand.as_ref().context("--here needs --hand")?;
+    let setup = resize::setup(setup, hand, directory)?;
+    match verb {
+        Verb::Requests(_) => requests::run(&setup, rounds(2)),
+        Verb::Resizes(_) => rates::run(&setup, rounds(3)),
+        _ => resize::run(&setup, rounds(5)),
+    }
+}
+
 fn elsewhere(verb: &Verb, options: &Options) -> Result<u8> {
+    if matches!(verb, Verb::Ceiling { .. }) {
+        bail!("ceiling is measured with --here, on a host with lathed");
+    }
     let name = options.name.as_ref().context("name the hosts (--name), or --here; or use tests/run bench")?;
     let vmm = options.vmm.clone().map_or_else(programs::monitor, Ok)?;
     let channel = hold::attach(&place::named(name)?, 1)?;
@@ -159,7 +209,7 @@ fn inside(channel: &Channel, verb: &Verb, options: &Options, vmm: &Path) -> Resu
     let mut argv = vec![format!("{INSIDE}/bench")];
     argv.push(verb.name().to_owned());
     argv.extend(["--here".to_owned(), "--vmm".to_owned(), format!("{INSIDE}/lathe-vmm")]);
-    if matches!(verb, Verb::Resize(_)) {
+    if verb.with_hand() {
         let hand = options.hand.clone().map_or_else(programs::hand, Ok)?;
         transfer::push(channel, &hand, &format!("{INSIDE}/hand"))?;
         argv.extend(["--hand".to_owned(), format!("{INSIDE}/hand")]);

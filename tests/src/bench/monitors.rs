@@ -61,26 +61,31 @@ pub struct Setup {
     pub kernel: PathBuf,
     /// The initial RAM disk; its init prints [`MARKER`].
     pub initrd: PathBuf,
+    /// What `lathe-vmm run` is told besides.
+    pub extra: &'static [&'static str],
+}
+
+/// A plain q35.
+pub const Q35: &str = "q35,accel=kvm,hpet=off,smbus=off,sata=off,usb=off,vmport=off";
+/// A plain microvm.
+const MICROVM: &str = "microvm,accel=kvm,pit=off,pic=off,rtc=off,isa-serial=on";
+
+/// QEMU with a machine of this type, the host's CPU, a serial console on its own streams, and nothing else.
+pub fn qemu(machine: &str) -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-M", machine, "-cpu", "host", "-nodefaults", "-no-user-config", "-display", "none"]);
+    command.args(["-no-reboot", "-serial", "stdio"]);
+    command
 }
 
 impl Setup {
     fn command(&self, monitor: Monitor) -> Command {
-        let machine = match monitor {
+        let mut command = match monitor {
             Monitor::Lathe | Monitor::LatheAgain => return self.lathe(),
-            Monitor::QemuMicrovm => "microvm,accel=kvm,pit=off,pic=off,rtc=off,isa-serial=on",
-            Monitor::QemuQ35 => "q35,accel=kvm,hpet=off,smbus=off,sata=off,usb=off,vmport=off",
+            Monitor::QemuMicrovm => qemu(MICROVM),
+            Monitor::QemuQ35 => qemu(Q35),
         };
-        let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-M", machine, "-cpu", "host", "-smp", "1", "-m", &MEMORY_MIB.to_string()]);
-        command.args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-serial",
-            "stdio",
-        ]);
+        command.args(["-smp", "1", "-m", &MEMORY_MIB.to_string()]);
         command.arg("-kernel").arg(&self.kernel).arg("-initrd").arg(&self.initrd).args(["-append", CMDLINE]);
         command
     }
@@ -89,6 +94,7 @@ impl Setup {
         let mut command = Command::new(&self.vmm);
         command.arg("run").arg("--kernel").arg(&self.kernel).arg("--initrd").arg(&self.initrd);
         command.args(["--cpus", "1", "--memory", &format!("{MEMORY_MIB}M"), "--cmdline", CMDLINE]);
+        command.args(self.extra);
         command
     }
 

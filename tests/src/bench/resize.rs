@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::elastic::{Kind, LIMIT, Machine, Setup, wait};
-use super::stats::Series;
+use super::stats::{Series, verdict};
 use super::{initramfs, monitors};
 
 /// What the kernels of Debian have as modules, in loading order.
@@ -178,14 +178,9 @@ pub fn run(setup: &Setup, rounds: usize) -> Result<bool> {
         println!("  {name}");
         println!("    {:10} {lathe}", "lathe-vmm");
         println!("    {:10} {qemu}", "qemu q35");
-        let measurable = (noise - 1.0).abs() <= target / 2.0;
-        let verdict = match (measurable, ratio <= target) {
-            (false, _) => "not measurable here",
-            (true, true) => "met",
-            (true, false) => "MISSED",
-        };
-        met &= !measurable || ratio <= target;
-        println!("    RESULT ratio {ratio:.3}, target ≤ {target}, against itself {noise:.3}: {verdict}");
+        let (fine, word) = verdict(ratio, target, noise - 1.0, target);
+        met &= fine;
+        println!("    RESULT ratio {ratio:.3}, target ≤ {target}, against itself {noise:.3}: {word}");
     }
     Ok(met)
 }

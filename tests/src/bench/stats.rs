@@ -39,6 +39,16 @@ impl Series {
     }
 }
 
+/// Whether a figure that must not exceed `target` counts as met, and in words: where two equal measurements differ by more than half of
+/// what the target `leaves`, nothing can be said.
+pub fn verdict(figure: f64, target: f64, differ: f64, leaves: f64) -> (bool, &'static str) {
+    match (differ.abs() <= leaves / 2.0, figure <= target) {
+        (false, _) => (true, "not measurable here"),
+        (true, true) => (true, "met"),
+        (true, false) => (false, "MISSED"),
+    }
+}
+
 impl fmt::Display for Series {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [median, min, q1, q3, max] = [0.5, 0.0, 0.25, 0.75, 1.0].map(|share| self.quantile(share));
@@ -57,6 +67,14 @@ mod tests {
         assert_eq!(series.quantile(0.0), 1.0);
         assert_eq!(series.quantile(1.0), 4.0);
         assert!(Series::default().median().is_nan());
+    }
+
+    #[test]
+    fn noise_comes_before_the_verdict() {
+        assert_eq!(verdict(1.02, 1.03, -0.01, 0.03), (true, "met"));
+        assert_eq!(verdict(1.04, 1.03, 0.01, 0.03), (false, "MISSED"));
+        assert_eq!(verdict(1.04, 1.03, -0.02, 0.03).1, "not measurable here");
+        assert_eq!(verdict(1.04, 1.03, f64::NAN, 0.03).1, "not measurable here");
     }
 
     #[test]

@@ -3,16 +3,22 @@
 //! on request.
 //!
 //! ```text
-//! console in:  touch MIB · drop · online CPU · offline CPU
-//! console out: ready · cpu N · memory KIB · touched · dropped · offline N · error …
+//! console in:  touch MIB · drop · online CPU · offline CPU · serve SECONDS WORK
+//! console out: ready · cpu N · memory KIB · touched · dropped · offline N · served COUNT P50 P99 IDLE · error …
 //! ```
+//! `serve` is a request server on CPU 0: a hundred requests a second, each with so many rounds of work; idle work takes what it leaves. It
+//! says how many it has served, two quantiles of their latency in microseconds, and the rounds of idle work.
+//!
 //! Uevents: kobject_uevent(7) by netlink, group 1, as the kernel sends them.
 
 use std::fs;
+use std::hint::black_box;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::mount::{MsFlags, mount};
@@ -26,6 +32,12 @@ use nix::unistd::Pid;
 
 /// How often the amount of memory is looked at.
 const LOOK: Duration = Duration::from_millis(2);
+/// The same while requests are served: each look takes from the server.
+const LOOK_SERVING: Duration = Duration::from_millis(50);
+/// Between two requests.
+const REQUEST: Duration = Duration::from_millis(10);
+/// Rounds of idle work between two looks whether it shall go on.
+const IDLE_ROUNDS: u64 = 1000;
 /// Uevents of the kernel itself.
 const KERNEL_GROUP: u32 = 1;
 /// Where the modules lie, in loading order by name.
@@ -60,11 +72,7 @@ fn load_modules() -> io::Result<()> {
 
 /// Runs a task on `cpu` and says so.
 fn visit(cpu: usize) {
-    let visited = thread::spawn(move || {
-        let mut set = CpuSet::new();
-        set.set(cpu)?;
-        sched_setaffinity(Pid::from_raw(0), &set)
-    });
+    let visited = thread::spawn(move || stay_on(cpu));
     match visited.join() {
         Ok(Ok(())) => say(&format!("cpu {cpu}")),
         other => say(&format!("error: nothing runs on CPU {cpu}: {other:?}")),
@@ -78,6 +86,73 @@ fn switch(cpu: usize, online: bool) {
         Ok(()) => say(&format!("offline {cpu}")),
         Err(error) => say(&format!("error: {path}: {error}")),
     }
+}
+
+/// Keeps the calling thread on a CPU.
+fn stay_on(cpu: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+fn work(rounds: u64) {
+    let mut state = 1u64;
+    for _ in 0..rounds {
+        state = black_box(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+    }
+}
+
+/// Works when CPU 0 has nothing else to do, until told otherwise.
+fn idle_work(done: &AtomicU64, serving: &AtomicBool) -> io::Result<()> {
+    stay_on(0)?;
+    let lowest = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel reads one sched_param; 0 is the calling thread.
+    if unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &lowest) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    while serving.load(Ordering::Relaxed) {
+        work(IDLE_ROUNDS);
+        done.fetch_add(IDLE_ROUNDS, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Serves requests that come at fixed times: one that waits for those before it has waited since its own time.
+fn serve_requests(seconds: u64, rounds: u64) -> io::Result<String> {
+    let (idle, serving) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(true)));
+    let idler = thread::spawn({
+        let (idle, serving) = (idle.clone(), serving.clone());
+        move || idle_work(&idle, &serving)
+    });
+    stay_on(0)?;
+    let (begun, lasts) = (Instant::now(), Duration::from_secs(seconds));
+    let (mut due, mut latencies) = (REQUEST, Vec::new());
+    while due < lasts && begun.elapsed() < lasts {
+        thread::sleep(due.saturating_sub(begun.elapsed()));
+        work(rounds);
+        latencies.push(begun.elapsed().saturating_sub(due));
+        due += REQUEST;
+    }
+    thread::sleep(lasts.saturating_sub(begun.elapsed()));
+    let idle = idle.load(Ordering::Relaxed);
+    serving.store(false, Ordering::Relaxed);
+    idler.join().map_err(|_| io::Error::other("the idle worker failed"))??;
+    latencies.sort();
+    let at = |percent: usize| latencies.get(latencies.len() * percent / 100).map_or(0, Duration::as_micros);
+    Ok(format!("served {} {} {} {idle}", latencies.len(), at(50), at(99)))
+}
+
+fn begin_serving(words: &str, serving: Arc<AtomicBool>) {
+    let mut numbers = words.split_ascii_whitespace().filter_map(|word| word.parse().ok());
+    let (Some(seconds), Some(rounds)) = (numbers.next(), numbers.next()) else {
+        return say("error: serve SECONDS WORK");
+    };
+    serving.store(true, Ordering::Relaxed);
+    thread::spawn(move || {
+        let served = serve_requests(seconds, rounds);
+        serving.store(false, Ordering::Relaxed);
+        say(&served.unwrap_or_else(|error| format!("error: cannot serve: {error}")));
+    });
 }
 
 fn uevents() -> io::Result<OwnedFd> {
@@ -102,23 +177,27 @@ fn memory_kib() -> u64 {
     text.split_ascii_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
-/// Memory that was touched and is kept.
+/// Memory that was touched and is kept, and whether requests are being served.
 #[derive(Default)]
-struct Held(Vec<u8>);
+struct Held {
+    memory: Vec<u8>,
+    serving: Arc<AtomicBool>,
+}
 
 impl Held {
     fn obey(&mut self, line: &str) {
-        let (verb, number) = line.split_once(' ').unwrap_or((line, "0"));
-        let number: usize = number.trim().parse().unwrap_or(0);
+        let (verb, words) = line.split_once(' ').unwrap_or((line, "0"));
+        let number: usize = words.trim().parse().unwrap_or(0);
         match verb {
             "touch" => {
-                self.0 = vec![1; number << 20];
+                self.memory = vec![1; number << 20];
                 say("touched");
             }
             "drop" => {
-                self.0 = Vec::new();
+                self.memory = Vec::new();
                 say("dropped");
             }
+            "serve" => begin_serving(words, self.serving.clone()),
             "online" => switch(number, true),
             "offline" => switch(number, false),
             _ => say(&format!("error: what is {line:?}?")),
@@ -144,7 +223,8 @@ fn serve() -> io::Result<()> {
     let mut memory = memory_kib();
     say(&format!("ready\nmemory {memory}"));
     loop {
-        let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::NONE);
+        let look = if held.serving.load(Ordering::Relaxed) { LOOK_SERVING } else { LOOK };
+        let timeout = PollTimeout::try_from(look).unwrap_or(PollTimeout::NONE);
         let mut fds =
             [PollFd::new(events.as_fd(), PollFlags::POLLIN), PollFd::new(console.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, timeout)?;
@@ -177,5 +257,25 @@ fn main() {
     say(&format!("error: {ended:?}"));
     loop {
         thread::park();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_says_what_it_has_done() {
+        let said = serve_requests(1, 1000).unwrap();
+        let numbers: Vec<u64> =
+            said.strip_prefix("served ").unwrap().split(' ').map(|word| word.parse().unwrap()).collect();
+        let [count, p50, p99, idle] = numbers[..] else { panic!("{said}") };
+        assert!(count > 0 && count < 100 && p50 <= p99 && idle % IDLE_ROUNDS == 0, "{said}");
+    }
+
+    #[test]
+    fn an_added_cpu_is_read_from_its_event() {
+        assert_eq!(added_cpu(b"add@/devices/system/cpu/cpu3\0ACTION=add\0"), Some(3));
+        assert_eq!(added_cpu(b"remove@/devices/system/cpu/cpu3\0"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The monitor's benchmarks as scenarios: `tests/run bench boot`, `… memory`, `… resize`. A missed target fails.
+//! The monitor's benchmarks as scenarios: `tests/run bench boot`, `… memory`, `… elastic-tax`, `… resize`, `… requests`, `… resizes`. A missed target fails.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,14 @@ pub const MONITOR: Group = Group {
     hosts: 1,
     lathe: false,
     bench: true,
-    scenarios: &[("boot", boot), ("memory", memory), ("resize", resize)],
+    scenarios: &[
+        ("boot", boot),
+        ("memory", memory),
+        ("elastic-tax", elastic_tax),
+        ("resize", resize),
+        ("requests", requests),
+        ("resizes", resizes),
+    ],
 };
 
 /// Ten rounds of two kernels, emulated, on a busy machine.
@@ -31,6 +38,8 @@ fn measure(hosts: &Hosts, what: &str) {
         Err(error) => panic!("{error:#}"),
     };
     host.push(&hand, "/root/bench/hand");
+    // KVM's counters are there.
+    host.run("mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug").expect_ok();
     let outcome = host.run_within(
         LIMIT,
         &format!(
@@ -51,4 +60,16 @@ fn memory(hosts: &Hosts) {
 
 fn resize(hosts: &Hosts) {
     measure(hosts, "resize");
+}
+
+fn elastic_tax(hosts: &Hosts) {
+    measure(hosts, "elastic-tax");
+}
+
+fn requests(hosts: &Hosts) {
+    measure(hosts, "requests");
+}
+
+fn resizes(hosts: &Hosts) {
+    measure(hosts, "resizes");
 }

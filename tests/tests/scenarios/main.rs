@@ -14,6 +14,7 @@ mod mistakes;
 mod monitor;
 mod nics;
 mod node;
+mod promises;
 mod shape;
 mod steps;
 mod survival;
@@ -43,6 +44,7 @@ const GROUPS: &[Group] = &[
     monitor::DEBIAN,
     exactness::GROUP,
     steps::GROUP,
+    promises::GROUP,
     bench::MONITOR,
 ];
 

@@ -158,7 +158,7 @@ fn a_nic_comes_changes_and_goes(hosts: &Hosts) {
 
 fn a_machine_without_network_gets_a_nic(hosts: &Hosts) {
     let host = hosts.host(1);
-    make(&host, "bare", "--memory 256M --net none");
+    make(&host, "bare", "--cpu 0.7 --memory 256M --net none");
     host.run("lathe nic list bare").expect_ok().expect_err("lathe nic add bare");
     host.run("lathe resize bare --net 5mbit")
         .expect_status(1)

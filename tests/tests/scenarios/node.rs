@@ -10,6 +10,8 @@ use serde_json::Value;
 pub const SETTLE: Duration = Duration::from_secs(90);
 /// From `lathe run` to the built-in guest's answer, in an emulated and busy host.
 pub const READY: Duration = Duration::from_secs(180);
+/// What `lathe run` ends with when the machine runs and its guest agent has not answered in time.
+const SILENT: i32 = 10;
 
 /// Everything that the host shows of machines, each from where it really is. One line each: a word, then what was found.
 const LOOK: &str = r#"
@@ -177,7 +179,11 @@ pub fn settled(host: &Host<'_>) -> View {
 
 /// Makes a machine of the built-in guest and waits until it answers.
 pub fn make<'a>(host: &Host<'a>, name: &str, options: &str) -> Outcome<'a> {
-    host.preparing(|| host.run_within(READY, &format!("lathe run {name} --wait 150 {options}")).expect_ok())
+    host.preparing(|| {
+        let made = host.run_within(READY, &format!("lathe run {name} --wait 150 {options}"));
+        assert!(made.status != SILENT, "the guest is silent: {}", made.story());
+        made.expect_ok()
+    })
 }
 
 /// The same with a quarter of a CPU, which it gets once it has booted with more.
