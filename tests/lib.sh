@@ -85,13 +85,13 @@ unpack_emulator() {
     local emulator=$1 root=$1/root log=$1.log
     say "unpacking QEMU of $emulator_suite into $emulator"
     rm -rf "$emulator"
-    mkdir -p "$emulator"
+    mkdir -p "$root"
     printf 'Package: *\nPin: release n=%s\nPin-Priority: 900\n' "$emulator_suite" >"$emulator/preferences"
-    # shellcheck disable=SC2016 # $1 is the hook's own
+    # By way of an archive, so that the files are this user's, root or not.
     printf 'deb http://deb.debian.org/debian %s main\n' trixie "$emulator_suite" |
         mmdebstrap --variant=extract --include=qemu-system-x86,seabios,ipxe-qemu --aptopt='Apt::Install-Recommends "false"' \
             --setup-hook="mkdir -p \"\$1/etc/apt/preferences.d\"; cp '$emulator/preferences' \"\$1/etc/apt/preferences.d/suite\"" \
-            trixie "$root" - >"$log" 2>&1 || { tail -n 5 "$log" >&2; rm -rf "$emulator"; return 1; }
+            trixie - - 2>"$log" | tar -x -C "$root" --exclude='./dev/*' 2>>"$log" || { tail -n 5 "$log" >&2; rm -rf "$emulator"; return 1; }
     cat >"$emulator/starter" <<EOF
 #!/bin/sh
 root='$root'

@@ -252,6 +252,7 @@ fn a_watchdog_boots_a_guest_again(hosts: &Hosts) {
     // A kernel that neither runs on nor resets after its panic.
     make_small(&host, "hangs", "--net none --watchdog reboot --cmdline 'console=ttyS0 quiet panic=0'");
     host.run("lathe resize hangs --cpu 1").expect_ok();
+    host.run("lathe show hangs").expect_ok().expect_out("on panic report   watchdog reboot");
     let boot = boot_id(&host, "hangs");
     host.wait_until(
         "the guest feeds its watchdog",

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use lathe_vmm::control::server::Server;
 use lathe_vmm::control::wire::{
@@ -32,17 +33,26 @@ impl Handed {
     }
 }
 
+/// How often something is said: a guest that resets itself for ever neither fills a log nor blocks the monitor on a pipe that nobody reads.
+const MAX_TOLD: u32 = 20;
+
 /// Says on standard error what a person would wonder about otherwise. The guest's console may have the terminal in raw mode.
 fn tell(event: &Event) {
+    static TOLD: AtomicU32 = AtomicU32::new(0);
     let words = match event {
         Event::TripleFault {} => "the guest reset itself by a triple fault".to_owned(),
         Event::WatchdogExpired {} => "the guest's watchdog expired".to_owned(),
         Event::GuestPanicked { message } => format!("the guest's kernel panicked: {message}"),
         _ => return,
     };
+    let told = TOLD.fetch_add(1, Ordering::Relaxed) + 1;
+    if told > MAX_TOLD {
+        return;
+    }
+    let last = if told == MAX_TOLD { "; no more is said of such things" } else { "" };
     let end = if io::stderr().is_terminal() { "\r\n" } else { "\n" };
     // Whoever closed standard error does not want to know.
-    let _ = write!(io::stderr(), "lathe-vmm: {words}{end}");
+    let _ = write!(io::stderr(), "lathe-vmm: {words}{last}{end}");
 }
 
 /// Opens a file, or says what is wrong with it.
