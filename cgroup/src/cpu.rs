@@ -173,6 +173,17 @@ pub(crate) fn set_group(root: &Path, name: &'static str, patch: &GroupPatch) -> 
     if let Some(weight) = patch.weight {
         write_changed(&group.join("cpu.weight"), u64::from(weight))?;
     }
+    set_max(root, name, patch)?;
+    read_group(&group)
+}
+
+/// Applies the limit of a checked patch, and its burst; a limit that is in force already is not written. Returns what is in force.
+pub(crate) fn set_max(
+    root: &Path,
+    name: &'static str,
+    patch: &GroupPatch,
+) -> Result<Option<MilliCpu>, Error> {
+    let group = root.join(name);
     let old = Bandwidth::read(&group)?;
     let new = match patch.max {
         Patch::Keep => old,
@@ -180,6 +191,9 @@ pub(crate) fn set_group(root: &Path, name: &'static str, patch: &GroupPatch) -> 
         Patch::Unlimited if old.quota_usec.is_none() => old,
         Patch::Unlimited => Bandwidth::unlimited(),
     };
+    if new == old && patch.burst_percent.is_none() {
+        return Ok(new.share());
+    }
     let burst_old = read_burst(&group)?.unwrap_or(0);
     let burst_new = match (patch.burst_percent, new.quota_usec, old.quota_usec) {
         (_, None, _) => 0,
@@ -197,7 +211,7 @@ pub(crate) fn set_group(root: &Path, name: &'static str, patch: &GroupPatch) -> 
     if burst_new > burst_old {
         write_burst(&group, burst_new)?;
     }
-    read_group(&group)
+    Ok(new.share())
 }
 
 /// `burst` stays the same part of the quota.

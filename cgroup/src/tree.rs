@@ -25,7 +25,7 @@ use crate::error::{Error, check_for};
 use crate::file;
 use crate::memory::{self, MemoryLimits, MemoryPatch};
 use crate::pids;
-use crate::units::Patch;
+use crate::units::{MilliCpu, Patch};
 use crate::usage::{self, Usage};
 
 const MACHINE: &str = "machine";
@@ -198,6 +198,17 @@ impl MachineTree {
             vcpu: cpu::set_group(&self.unit, VCPU, &vcpu)?,
             vmm: cpu::set_group(&self.unit, VMM, &vmm)?,
         })
+    }
+
+    /// Limits the vCPU threads together, and nothing else; a limit that is in force already is not written, because each write refills the quota.
+    /// Returns what is in force.
+    ///
+    /// # Errors
+    /// As [`MachineTree::set_cpu`].
+    pub fn set_vcpu_max(&self, share: MilliCpu) -> Result<Option<MilliCpu>, Error> {
+        let patch = GroupPatch { max: Patch::Set(share), ..GroupPatch::default() };
+        patch.check()?;
+        cpu::set_max(&self.unit, VCPU, &patch)
     }
 
     /// CPU limits as the kernel has them.
@@ -460,7 +471,10 @@ mod tests {
         let tree = MachineTree::open(&fixture.unit()).expect("there");
         let patch = CpuPatch { max: Patch::Set(MilliCpu(500)), vmm_weight: Some(0), ..CpuPatch::default() };
         tree.set_cpu(&patch).expect_err("a weight of 0");
+        tree.set_vcpu_max(MilliCpu(0)).expect_err("no CPU at all");
         assert_eq!(content(&tree.vcpu().join("cpu.max")), "max 100000");
+        assert_eq!(tree.set_vcpu_max(MilliCpu(400)).expect("good"), Some(MilliCpu(400)));
+        assert_eq!(content(&tree.vcpu().join("cpu.max")), "4000 10000");
         let patch = CpuPatch { vmm_weight: Some(50), vmm_max: Patch::Set(MilliCpu(200)), ..patch };
         let limits = tree.set_cpu(&patch).expect("good");
         assert_eq!(

@@ -13,7 +13,7 @@ use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lathe_cgroup::{Bytes, CpuPatch, MachineTree, MemoryPatch, MilliCpu, Patch};
+use lathe_cgroup::{Bytes, MachineTree, MemoryPatch, MilliCpu, Patch};
 use lathe_vmm::control::definition::MAX_MEMORY;
 use lathe_vmm::control::wire::{
     Answer, Command, DiskConfig, DiskRates, FdIndex, MachineConfig, NicConfig, OnPanic, OnReboot, Phase,
@@ -445,12 +445,7 @@ fn quota_for(cpu_milli: u64, vcpus: u32) -> u64 {
 pub fn limit_cpu(tree: &MachineTree, cpu_milli: u64, vcpus: u32) -> Result<Option<u64>, Problem> {
     let failed = |cause| Problem::internal(format!("cannot limit CPU of {}", tree.unit().display()), cause);
     let quota = MilliCpu(quota_for(cpu_milli, vcpus));
-    // Every write refills the quota, so none is made that changes nothing.
-    if tree.cpu().map_err(failed)?.vcpu.max == Some(quota) {
-        return Ok(Some(quota.0));
-    }
-    let patch = CpuPatch { max: Patch::Set(quota), ..CpuPatch::default() };
-    Ok(tree.set_cpu(&patch).map_err(failed)?.vcpu.max.map(|max| max.0))
+    Ok(tree.set_vcpu_max(quota).map_err(failed)?.map(|max| max.0))
 }
 
 #[cfg(test)]

@@ -172,7 +172,16 @@ pub(super) async fn resize(
         let number = record.operations;
         return Ok(view::resize(&actor.entry, number, ResizeOutcome::Unchanged, reason, begin.elapsed()));
     }
-    let intent = intend(actor, &record, request, target).await?;
+    let before = lower_ceiling(actor, target.cpu_milli);
+    let intent = match intend(actor, &record, request, target).await {
+        Ok(intent) => intent,
+        Err(problem) => {
+            if let Some(before) = before {
+                write_ceiling(actor, before);
+            }
+            return Err(problem);
+        }
+    };
     let Some(operation) = intent.operation.clone() else {
         return Err(Problem::internal("resizing", "an intent without operation"));
     };
@@ -181,6 +190,21 @@ pub(super) async fn resize(
     actor.shape.unpublished = Some(Box::new(record));
     happen(actor, Event::Asked(operation)).await?;
     Ok(view::resized(&actor.entry, number, Some(begin.elapsed())))
+}
+
+/// A quota that falls does so before the intent is stored, which takes longer than all else: nobody else was promised what it frees yet, and
+/// after a death in between it is found lower than recorded, and corrected. Answers what it was, if it has fallen.
+fn lower_ceiling(actor: &Actor, cpu_milli: u64) -> Option<(u64, u32)> {
+    let before = actor.shape.state.force.as_ref()?.quota?;
+    let falls = cpu_milli < before.0;
+    falls.then(|| write_ceiling(actor, (cpu_milli, before.1)))?.then_some(before)
+}
+
+/// Writes a quota ahead of the step that does, or back. Answers whether it is in force.
+fn write_ceiling(actor: &Actor, (cpu_milli, vcpus): (u64, u32)) -> bool {
+    let Some(tree) = actor.live().and_then(|live| live.launched.tree.as_ref()) else { return false };
+    // The step says what is wrong, if it is still.
+    launch::limit_cpu(tree, cpu_milli, vcpus).is_ok()
 }
 
 /// Reserves and stores what is about to happen; nothing has happened when this fails.

@@ -21,6 +21,7 @@ pub const GROUP: Group = Group {
         ("a_paused_machine_stands_still_and_goes_on", a_paused_machine_stands_still_and_goes_on),
         ("stop_start_and_remove", stop_start_and_remove),
         ("a_panic_is_told_and_the_machine_boots_again", a_panic_is_told_and_the_machine_boots_again),
+        ("a_panic_pauses_or_ends_as_configured", a_panic_pauses_or_ends),
         ("a_guest_that_stands_still_is_booted_again_by_its_watchdog", a_watchdog_boots_a_guest_again),
         ("restart_policies_are_kept", restart_policies_are_kept),
         ("own_kernel_initrd_and_disk_are_uploaded", own_kernel_initrd_and_disk_are_uploaded),
@@ -213,6 +214,36 @@ fn a_panic_is_told_and_the_machine_boots_again(hosts: &Hosts) {
     assert!(boot_id(&host, "falls") != boot);
     settled(&host).expect_agreement();
     away(&host, &["falls"]);
+}
+
+fn a_panic_pauses_or_ends(hosts: &Hosts) {
+    let host = hosts.host(1);
+    for action in ["pause", "end"] {
+        make(&host, action, &format!("--cpu 0.7 --memory 128M --net none --on-panic {action}"));
+        host.run(&format!("lathe show {action}")).expect_ok().expect_out(&format!("on panic {action}"));
+        host.wait_until(
+            "the guest can tell",
+            Duration::from_secs(30),
+            &format!("lathe exec {action} -- grep -q pvpanic_mmio /proc/modules"),
+        );
+    }
+    for (action, state) in [("pause", "paused"), ("end", "failed")] {
+        host.run(&format!("timeout 5 lathe exec {action} -- sh -c 'sleep 1; echo c >/proc/sysrq-trigger'"));
+        host.wait_until(
+            "it is as configured",
+            Duration::from_secs(60),
+            &format!("lathe show {action} --json >/tmp/shown && jq -e '.state == \"{state}\"' /tmp/shown"),
+        );
+        let shown = show(&host, action);
+        let told = shown["reason"].as_str().is_some_and(|reason| reason.contains("sysrq triggered crash"));
+        assert!(told && shown["restarts"] == 0, "{shown}");
+    }
+    // Whoever has seen enough lets it boot again, as it would have.
+    host.run("lathe resume pause").expect_ok();
+    answers(&host, "pause");
+    assert!(show(&host, "pause")["restarts"] == 1, "{}", show(&host, "pause"));
+    settled(&host).expect_agreement();
+    away(&host, &["pause", "end"]);
 }
 
 fn stop_start_and_remove(hosts: &Hosts) {
