@@ -437,6 +437,7 @@ impl Actor {
             shared.configured.clear();
             shared.port = PortState::default();
             shared.usage = Usage::default();
+            shared.panic = None;
         });
     }
 
@@ -448,6 +449,7 @@ impl Actor {
                     shared.reboots += 1;
                     shared.guest_agent = false;
                     shared.configured.clear();
+                    shared.panic = None;
                 });
                 self.core.tell("machine-rebooted", &self.entry.name, format!("{} reboots", self.entry.name));
                 self.watch_guest();
@@ -477,6 +479,7 @@ impl Actor {
                 let name = &self.entry.name;
                 let words = format!("{name}: {}", life::panic_reason(&message));
                 self.core.tell("machine-panicked", name, words);
+                self.entry.with(|shared| shared.panic = Some(message.clone()));
                 self.happen(Event::Panicked(message)).await;
             }
             Notice::Event(MonitorEvent::TripleFault {}) => {

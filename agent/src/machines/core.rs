@@ -116,6 +116,8 @@ pub struct Shared {
     pub guest_agent: bool,
     /// How often the guest has reset since it was started.
     pub reboots: u64,
+    /// What the guest's kernel said when it panicked, until it is reset.
+    pub panic: Option<String>,
     /// Why its last start failed.
     pub problem: Option<Problem>,
     /// Where its data was left when it was removed.
@@ -177,6 +179,7 @@ impl Entry {
                 not_configured: String::new(),
                 guest_agent: false,
                 reboots: 0,
+                panic: None,
                 problem: None,
                 kept: None,
                 usage: Usage::default(),

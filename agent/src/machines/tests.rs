@@ -447,6 +447,21 @@ fn a_panic_is_told_and_a_reset_makes_it_good() {
     assert_eq!(lathed.show("demo").state, MachineState::Running);
     world.launcher.monitor("demo").event(&MonitorEvent::Rebooted {});
     reason("");
+    // It may also be configured to stand still.
+    panic();
+    let monitor = world.launcher.monitor("demo");
+    monitor.told(|told| (told.phase, told.panic) = (Phase::Paused, Some("no init".to_owned())));
+    monitor.event(&MonitorEvent::Phase(Phase::Paused));
+    let paused = lathed.settled("demo", MachineState::Paused);
+    assert_eq!(paused.reason, "the guest's kernel panicked: no init");
+    lathed.kill();
+    let lathed = world.lathed();
+    assert_eq!(lathed.show("demo").reason, "the guest's kernel panicked: no init");
+    lathed.wait(lathed.machines.resume("demo")).unwrap();
+    monitor.told(|told| told.panic = None);
+    monitor.event(&MonitorEvent::Rebooted {});
+    let reason = |wanted: &str| until(|| lathed.show("demo").reason == wanted);
+    reason("");
     panic();
     world.launcher.monitor("demo").end(ExitReason::Quit);
     let failed = lathed.settled("demo", MachineState::Failed);

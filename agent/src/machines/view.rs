@@ -67,6 +67,8 @@ fn reason(shared: &Shared) -> String {
     match (&shared.problem, &shared.record.life) {
         (Some(problem), Life::Waiting { .. }) if reason.is_empty() => problem.message.clone(),
         (_, Life::Panicked { message }) => life::panic_reason(message),
+        // Whoever has it paused then wants to know why it is.
+        (_, Life::Paused) => shared.panic.as_deref().map(life::panic_reason).unwrap_or_default(),
         _ => reason.to_owned(),
     }
 }

@@ -85,7 +85,7 @@ impl Actor {
     async fn adopt(&mut self, live: Live, notices: mpsc::Receiver<Notice>) {
         let record = self.entry.with(|shared| shared.record.clone());
         if let Ok(status) = live.monitor.status().await {
-            self.entry.with(|shared| shared.reboots = status.reboots);
+            self.entry.with(|shared| (shared.reboots, shared.panic) = (status.reboots, status.panic));
         }
         if let Err(problem) = reattach(&live, &self.entry).await {
             tracing::warn!(machine = record.name, %problem, "its console is not attached again");
