@@ -15,15 +15,17 @@
 //! | file | what |
 //! |---|---|
 //! | [`tree`] | the tree above: prepared by the root helper, opened by the agent, removed |
-//! | [`cpu`], [`memory`], [`pids`], [`io`], [`pressure`] | one kernel controller each |
+//! | [`cpu`], [`cpuset`], [`memory`], [`io`], [`pids`], [`pressure`], `freezer` | one kernel controller each |
 //! | [`usage`] | everything that a machine uses, in one reading |
 //! | `file`, `hierarchy`, `error` | the only code that touches files; cgroups-rs rooted at our path; what went wrong, where, and what to check |
 //!
 //! Kernel: `Documentation/admin-guide/cgroup-v2.rst` ("Threads", "No Internal Process Constraint", "Delegation").
 
 pub mod cpu;
+pub mod cpuset;
 mod error;
 mod file;
+mod freezer;
 mod hierarchy;
 pub mod io;
 pub mod memory;
@@ -36,10 +38,11 @@ pub mod units;
 pub mod usage;
 
 pub use cpu::{CpuGroup, CpuLimits, CpuPatch, CpuUsage};
+pub use cpuset::{CpuList, Cpuset, CpusetPatch};
 pub use error::Error;
-pub use io::IoUsage;
+pub use io::{Device, IoLimits, IoPatch, IoUsage};
 pub use memory::{MemoryEvents, MemoryLimits, MemoryPatch, MemoryUsage};
-pub use pressure::{Pressure, PressureUsage};
+pub use pressure::{Pressure, PressureUsage, Resource, Stall, Trigger};
 pub use tree::{MachineTree, Owner, Removal};
 pub use units::{Bytes, MilliCpu, Patch};
 pub use usage::Usage;

@@ -145,6 +145,20 @@ fn write(
     if good { Ok(()) } else { Err(Error::ReadBack { file: path, wrote: text, shows: format!("{shows:?}") }) }
 }
 
+/// Makes the kernel take `bytes` of what is charged and can be dropped or swapped; answers whether it got all of that. Linux 5.19 or newer.
+/// Takes as long as the kernel needs to look for it: not for a thread that others wait for.
+pub(crate) fn reclaim(group: &Path, bytes: Bytes) -> Result<bool, Error> {
+    let path = group.join("memory.reclaim");
+    if !path.exists() {
+        return Err(Error::Lacks { file: path, check: "Linux 5.19 or newer" });
+    }
+    match file::write(&path, &bytes.0.to_string()) {
+        Ok(()) => Ok(true),
+        Err(Error::Write { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Reads the limits of one group.
 pub(crate) fn read_limits(group: &Path) -> Result<MemoryLimits, Error> {
     let read = |name| file::read_max(&group.join(name)).map(|value| value.map(Bytes));
@@ -213,6 +227,15 @@ mod tests {
         let patch = MemoryPatch { max: Patch::Set(Bytes(u64::MAX)), ..MemoryPatch::default() };
         let error = set(&fixture.unit(), "machine", &patch).expect_err("too much");
         assert!(error.to_string().contains("memory.max"), "{error}");
+    }
+
+    #[test]
+    fn reclaim_is_asked_in_bytes_and_named_where_it_is_missing() {
+        let fixture = Fixture::new();
+        assert!(reclaim(&fixture.machine(), Bytes(4096)).expect("asked"));
+        assert_eq!(content(&fixture.machine().join("memory.reclaim")), "4096");
+        let error = reclaim(&fixture.vcpu(), Bytes(4096)).expect_err("no such file");
+        assert!(error.to_string().contains("5.19"), "{error}");
     }
 
     #[test]

@@ -9,7 +9,9 @@ pub(crate) struct Fixture {
     dir: TempDir,
 }
 
-const CPU: [(&str, &str); 4] = [
+const CPU: [(&str, &str); 6] = [
+    ("cpuset.cpus", "\n"),
+    ("cpuset.cpus.effective", "0-7\n"),
     ("cpu.max", "max 100000\n"),
     ("cpu.max.burst", "0\n"),
     ("cpu.weight", "100\n"),
@@ -25,7 +27,11 @@ const CORE: [(&str, &str); 5] = [
     ("cgroup.controllers", "cpuset cpu io memory pids\n"),
     ("cgroup.type", "domain\n"),
 ];
-const MACHINE: [(&str, &str); 12] = [
+const MACHINE: [(&str, &str); 16] = [
+    ("cgroup.freeze", "0\n"),
+    ("memory.reclaim", ""),
+    ("io.max", ""),
+    ("io.weight", "default 100\n"),
     ("memory.max", "max\n"),
     ("memory.high", "max\n"),
     ("memory.low", "0\n"),

@@ -16,16 +16,19 @@
 //! sibling with processes disturbs nothing.
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use crate::cpu::{self, CpuLimits, CpuPatch, GroupPatch};
+use crate::cpuset::{self, CpuList, Cpuset, CpusetPatch};
 use crate::error::{Error, check_for};
 use crate::file;
+use crate::freezer;
+use crate::io::{self, Device, IoLimits, IoPatch};
 use crate::memory::{self, MemoryLimits, MemoryPatch};
 use crate::pids;
-use crate::units::{MilliCpu, Patch};
+use crate::pressure::{self, Resource, Stall, Trigger};
+use crate::units::{Bytes, MilliCpu, Patch};
 use crate::usage::{self, Usage};
 
 const MACHINE: &str = "machine";
@@ -252,6 +255,70 @@ impl MachineTree {
         pids::read(&self.machine)
     }
 
+    /// Changes which CPUs the vCPU threads may run on; returns what the kernel shows. The monitor's other threads keep the whole host.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Lacks`] where the delegation has no cpuset, [`Error::Write`], [`Error::ReadBack`].
+    pub fn set_vcpu_cpus(&self, cpus: Patch<CpuList>) -> Result<Cpuset, Error> {
+        cpuset::set(&self.vcpu, &CpusetPatch { cpus, mems: Patch::Keep })
+    }
+
+    /// Changes the wall of one block device; returns what the kernel shows.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Lacks`], [`Error::Write`] with ENODEV where there is no such disk, [`Error::ReadBack`].
+    pub fn set_io(&self, device: Device, patch: &IoPatch) -> Result<IoLimits, Error> {
+        io::set(&self.machine, device, patch)
+    }
+
+    /// The wall of one block device.
+    ///
+    /// # Errors
+    /// [`Error::Lacks`], [`Error::Read`], [`Error::Content`].
+    pub fn io(&self, device: Device) -> Result<IoLimits, Error> {
+        io::read(&self.machine, device)
+    }
+
+    /// Changes the machine's weight among others at a busy block device, 1 to 10000; returns what the kernel shows.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Lacks`] where no I/O scheduler has weights, [`Error::Write`], [`Error::ReadBack`].
+    pub fn set_io_weight(&self, weight: u32) -> Result<u32, Error> {
+        io::set_weight(&self.machine, weight)
+    }
+
+    /// Makes the kernel take memory back that can be dropped or swapped; answers whether it got all of it. May take long.
+    ///
+    /// # Errors
+    /// [`Error::Lacks`] before Linux 5.19, [`Error::Write`].
+    pub fn reclaim(&self, bytes: Bytes) -> Result<bool, Error> {
+        memory::reclaim(&self.machine, bytes)
+    }
+
+    /// Watches the machine for stalls, if the kernel lets this user; otherwise [`Usage::pressure`] is to be polled.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Write`].
+    pub fn watch(&self, resource: Resource, stall: Stall) -> Result<Option<Trigger>, Error> {
+        pressure::watch(&self.machine, resource, stall)
+    }
+
+    /// Begins to freeze every thread of the machine, or lets them go.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Write`].
+    pub fn freeze(&self, frozen: bool) -> Result<(), Error> {
+        freezer::set(&self.machine, frozen)
+    }
+
+    /// Whether every thread of the machine stands still.
+    ///
+    /// # Errors
+    /// [`Error::Read`].
+    pub fn is_frozen(&self) -> Result<bool, Error> {
+        freezer::is_frozen(&self.machine)
+    }
+
     /// What the machine uses now and has used so far.
     ///
     /// # Errors
@@ -288,7 +355,7 @@ impl MachineTree {
         remove_folder(&self.vmm)?;
         match remove_folder(&self.machine) {
             Ok(()) => Ok(Removal::Removed),
-            Err(Error::Folder { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Err(Error::Folder { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 Ok(Removal::LeftToSystemd)
             }
             Err(error) => Err(error),
@@ -306,13 +373,13 @@ impl MachineTree {
     }
 }
 
-fn folder_error(action: &'static str, path: &Path, source: io::Error) -> Error {
+fn folder_error(action: &'static str, path: &Path, source: std::io::Error) -> Error {
     Error::Folder { action, path: path.into(), check: check_for(&source), source }
 }
 
 fn make_folder(path: &Path) -> Result<(), Error> {
     match fs::create_dir(path) {
-        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+        Err(source) if source.kind() != std::io::ErrorKind::AlreadyExists => {
             Err(folder_error("make", path, source))
         }
         _ => Ok(()),
@@ -321,7 +388,9 @@ fn make_folder(path: &Path) -> Result<(), Error> {
 
 fn remove_folder(path: &Path) -> Result<(), Error> {
     match fs::remove_dir(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(folder_error("remove", path, source)),
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(folder_error("remove", path, source))
+        }
         _ => Ok(()),
     }
 }

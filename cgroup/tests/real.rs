@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lathe_cgroup::{Bytes, CpuPatch, MachineTree, MemoryPatch, MilliCpu, Owner, Patch, Removal};
+use lathe_cgroup::{
+    Bytes, CpuPatch, Device, IoPatch, MachineTree, MemoryPatch, MilliCpu, Owner, Patch, Removal, Resource,
+    Stall,
+};
 
 type Tested = Result<(), Box<dyn Error>>;
 
@@ -71,9 +74,70 @@ fn exercise(tree: &MachineTree, unit: &Path, child: &mut Child) -> Tested {
         // An emulated host may lack the CPU time itself, so only too much is wrong here; how exact it is, a benchmark shows.
         assert!(got * 100 <= share * 110 && got * 100 >= share * 40, "asked {share}, delivered {got}");
     }
+    stands_still_and_goes_on(tree)?;
+    walls_and_places(tree)?;
     let usage = tree.usage()?;
     // What the process touched before it was moved stays charged where it was, so its memory may count as none.
     assert!(usage.vcpu.nr_throttled > 0 && usage.pids_current == 1, "{usage:?}");
+    Ok(())
+}
+
+/// Waits for something that the kernel does in a moment.
+fn until(what: &str, mut there: impl FnMut() -> Result<bool, lathe_cgroup::Error>) -> Tested {
+    let begun = Instant::now();
+    while !there()? {
+        assert!(begun.elapsed() < Duration::from_secs(10), "not {what} within 10 s");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn stands_still_and_goes_on(tree: &MachineTree) -> Tested {
+    tree.freeze(true)?;
+    until("frozen", || tree.is_frozen())?;
+    let before = tree.usage()?.vcpu.usage_usec;
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(tree.usage()?.vcpu.usage_usec, before, "a frozen spinner spins");
+    tree.freeze(false)?;
+    until("running", || tree.usage().map(|usage| usage.vcpu.usage_usec > before))
+}
+
+/// A whole disk of this host.
+fn disk() -> Option<Device> {
+    let folders = fs::read_dir("/sys/block").ok()?.flatten();
+    let numbers = folders.filter_map(|folder| fs::read_to_string(folder.path().join("dev")).ok());
+    numbers
+        .filter_map(|text| {
+            let (major, minor) = text.trim().split_once(':')?;
+            // 7: loop devices, 1: RAM disks.
+            let device = Device { major: major.parse().ok()?, minor: minor.parse().ok()? };
+            (!matches!(device.major, 1 | 7)).then_some(device)
+        })
+        .next()
+}
+
+fn walls_and_places(tree: &MachineTree) -> Tested {
+    match disk() {
+        Some(disk) => {
+            let wall =
+                IoPatch { reads: Patch::Set(50), written: Patch::Set(Bytes(1 << 20)), ..IoPatch::default() };
+            let set = tree.set_io(disk, &wall)?;
+            assert_eq!((set.reads, set.written, set.read), (Some(50), Some(Bytes(1 << 20)), None));
+            let none = IoPatch { reads: Patch::Unlimited, written: Patch::Unlimited, ..IoPatch::default() };
+            assert_eq!(tree.set_io(disk, &none)?, tree.io(Device { major: 0, minor: 0 })?);
+        }
+        None => println!("no wall was tried: this host has no disk"),
+    }
+    if tree.machine().join("cpuset.cpus").exists() {
+        let set = tree.set_vcpu_cpus(Patch::Set([0].into_iter().collect()))?;
+        assert_eq!(set.effective.to_string(), "0");
+        assert_eq!(tree.set_vcpu_cpus(Patch::Unlimited)?.cpus, None);
+    } else {
+        println!("no CPU was chosen: this delegation has no cpuset");
+    }
+    println!("all of 1 MiB reclaimed: {}", tree.reclaim(Bytes(1 << 20))?);
+    let stall = Stall { full: false, threshold: Duration::from_millis(100), window: Duration::from_secs(1) };
+    println!("told of stalls: {}", tree.watch(Resource::Memory, stall)?.is_some());
     Ok(())
 }
 
@@ -84,6 +148,9 @@ fn a_machine_has_its_share_on_a_real_kernel() -> Tested {
     let Some(root) = root_of_work() else { return Ok(()) };
     let unit = root.join("lathe-test-unit");
     fs::write(root.join("cgroup.subtree_control"), "+cpu +memory +io +pids")?;
+    if fs::read_to_string(root.join("cgroup.controllers"))?.contains("cpuset") {
+        fs::write(root.join("cgroup.subtree_control"), "+cpuset")?;
+    }
     fs::create_dir_all(&unit)?;
     let mut child = spinner("read go; while :; do :; done")?;
     fs::write(unit.join("cgroup.procs"), child.id().to_string())?;
