@@ -15,7 +15,7 @@ type Resource = (&'static str, &'static str, &'static str, f64, fn(&MachineView)
 type Part = (&'static str, fn(&Amounts) -> u64);
 
 /// Name, kind, unit and help of each metric that every machine has.
-const MACHINE_METRICS: [(&str, &str, &str, &str, Figure); 10] = [
+const MACHINE_METRICS: [(&str, &str, &str, &str, Figure); 13] = [
     ("lathe_machine_restarts", "counter", "", "Reboots of the guest and restarts of the monitor.", |m| {
         m.restarts as f64
     }),
@@ -35,6 +35,19 @@ const MACHINE_METRICS: [(&str, &str, &str, &str, Figure); 10] = [
     }),
     ("lathe_machine_network_transmit_bytes", "counter", "bytes", "From the guest.", |m| {
         m.net_tx_bytes as f64
+    }),
+    (
+        "lathe_machine_disk_operations",
+        "counter",
+        "",
+        "I/O operations of all disks, as the guest sent them.",
+        |m| m.disk_operations as f64,
+    ),
+    ("lathe_machine_disk_read_bytes", "counter", "bytes", "Read from all disks.", |m| {
+        m.disk_read_bytes as f64
+    }),
+    ("lathe_machine_disk_written_bytes", "counter", "bytes", "Written to all disks.", |m| {
+        m.disk_written_bytes as f64
     }),
     ("lathe_machine_uptime_seconds", "gauge", "seconds", "Since it began to run; 0 when it does not.", |m| {
         m.uptime_sec.unwrap_or(0) as f64

@@ -66,7 +66,7 @@ pub struct Amounts {
     pub granted: u64,
     /// What is in force now, read back.
     pub actual: u64,
-    /// What it consumes now (CPU, network: over the last second or so).
+    /// What it consumes now (CPU, network, I/O operations: over the last second or so).
     pub used: u64,
 }
 
@@ -121,6 +121,15 @@ pub struct MachineView {
     pub cpu_throttled_usec: u64,
     /// Cumulative CPU time, vCPUs and monitor, microseconds.
     pub cpu_usage_usec: u64,
+    /// I/O operations of all its disks since it was started, as the guest sent them.
+    #[serde(default)]
+    pub disk_operations: u64,
+    /// Bytes that it has read from its disks since it was started.
+    #[serde(default)]
+    pub disk_read_bytes: u64,
+    /// Bytes that it has written to its disks since it was started.
+    #[serde(default)]
+    pub disk_written_bytes: u64,
     /// Cumulative bytes towards the guest, all nics.
     pub net_rx_bytes: u64,
     /// Cumulative bytes from the guest, all nics.

@@ -262,15 +262,10 @@ fn show_text(view: &MachineView) -> String {
         format!("{}   {}{reason}{up}   revision {}\n", view.name, output::state(view.state), view.revision);
     let mut table = Table::new(&["", "desired", "granted", "actual", "used"]);
     let mut row = |label: &str, amounts: &Amounts, show: &dyn Fn(u64) -> String| {
+        // A limit of 0 is none; nothing used is 0.
+        let used = if label == "iops" { amounts.used.to_string() } else { show(amounts.used) };
         let cells = [amounts.desired, amounts.granted, amounts.actual].map(show);
-        table.row(
-            [
-                vec![label.to_owned()],
-                cells.to_vec(),
-                vec![if label == "iops" { String::new() } else { show(amounts.used) }],
-            ]
-            .concat(),
-        );
+        table.row([vec![label.to_owned()], cells.to_vec(), vec![used]].concat());
     };
     row("cpu", &view.cpu, &|milli| MilliCpu(milli).to_string());
     row("memory", &view.memory, &|bytes| Bytes(bytes).to_string());
@@ -280,7 +275,7 @@ fn show_text(view: &MachineView) -> String {
             if bits == used && bits == 0 { BitRate(0).to_string() } else { output::rate(bits) }
         });
     }
-    if view.iops.desired > 0 || view.iops.actual > 0 {
+    if view.iops.desired > 0 || view.iops.actual > 0 || view.disk_operations > 0 {
         row("iops", &view.iops, &output::iops);
     }
     text.push_str(&table.render());

@@ -403,6 +403,7 @@ impl Actor {
         let port = self.read_port().await;
         self.entry.with(|shared| {
             shared.launched = Some(live.launched.clone());
+            shared.monitor = Some(live.monitor.clone());
             shared.quota_milli = quota.map(|quota| quota.0);
             shared.port = port;
         });
@@ -429,6 +430,7 @@ impl Actor {
         self.entry.console.detach();
         self.entry.with(|shared| {
             shared.launched = None;
+            shared.monitor = None;
             shared.guest_agent = false;
             shared.quota_milli = None;
             shared.force = None;

@@ -20,6 +20,7 @@ use crate::api::wire::{EventView, HostResources, SCHEMA};
 use crate::host::Probe;
 use crate::host::books::Books;
 use crate::launcher::{Launched, Launcher};
+use crate::monitor::Monitor;
 use crate::network::{PortBytes, PortState, Ports};
 use crate::problem::{Kind, Problem};
 use crate::store::Store;
@@ -96,6 +97,8 @@ pub struct Shared {
     pub record: Record,
     /// While it has a monitor.
     pub launched: Option<Launched>,
+    /// The same as its actor's, to ask what its devices have done.
+    pub monitor: Option<Monitor>,
     /// What its first nic's port has in force.
     pub port: PortState,
     /// What its quota has in force, milliCPU.
@@ -128,6 +131,17 @@ pub struct Shared {
     pub seen: BTreeMap<String, PortBytes>,
 }
 
+/// What a machine's disks have done together since it was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Reads, writes, flushes, discards, as the guest sent them.
+    pub operations: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+}
+
 /// What a machine uses; cumulative but for what says otherwise.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -147,6 +161,12 @@ pub struct Usage {
     pub tx_bytes: u64,
     /// bit/s of the busier direction of its first nic, over the last interval.
     pub net_bit_per_sec: u64,
+    /// What its disks have done.
+    pub disks: DiskUse,
+    /// The same as its monitor says, which forgets a disk that goes.
+    pub disks_told: DiskUse,
+    /// I/O operations per second of all its disks, over the last interval.
+    pub iops: u64,
 }
 
 /// Now, in seconds since the epoch.
@@ -169,6 +189,7 @@ impl Entry {
             shared: Mutex::new(Shared {
                 record,
                 launched: None,
+                monitor: None,
                 port: PortState::default(),
                 quota_milli: None,
                 force: None,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lathe_vmm::control::wire::Event as MonitorEvent;
+use lathe_vmm::control::wire::{DiskStats, Event as MonitorEvent};
 
 use super::record::{Disk, Drive, Link};
 use super::tests::{Lathed, STOP, World, until};
@@ -377,6 +377,28 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
     assert!(plan(DiskChange::Grow { disk: "data1".to_owned(), size_bytes: MIB }).is_empty());
     assert_eq!(plan(DiskChange::Add(empty(2)))[0].to, 2 * MIB);
     assert_eq!((lathed.disks().len(), lathed.show("demo").revision), (1, 2));
+}
+
+#[test]
+fn what_disks_do_is_counted_and_stays_counted_when_one_goes() {
+    let world = World::new();
+    let lathed = world.lathed();
+    lathed.run(world.request("demo")).unwrap();
+    lathed.add(empty(1)).unwrap();
+    let monitor = world.launcher.monitor("demo");
+    let done = |reads| {
+        let disk = DiskStats { reads, writes: 2, written_bytes: 8192, ..DiskStats::default() };
+        monitor.told(|told| told.stats.disks = vec![disk]);
+    };
+    done(5);
+    until(|| lathed.show("demo").disk_operations == 7);
+    done(105);
+    until(|| lathed.show("demo").iops.used > 0);
+    assert_eq!(lathed.show("demo").disk_operations, 107);
+    done(0);
+    until(|| lathed.show("demo").iops.used == 0);
+    let view = lathed.show("demo");
+    assert_eq!((view.disk_operations, view.disk_written_bytes, view.disk_read_bytes), (107, 8192, 0));
 }
 
 #[test]

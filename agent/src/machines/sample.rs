@@ -4,14 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lathe_shard::{Bytes, MilliCpu, Shape};
-use tokio::time::MissedTickBehavior;
+use lathe_vmm::control::wire::{Answer, Command, Stats};
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, timeout};
 
-use super::core::{Core, Entry, Usage, rate};
+use super::core::{Core, DiskUse, Entry, Usage, rate};
 use crate::host::Consumption;
 use crate::network::PortBytes;
 
 /// Between two readings.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How long a monitor may take to say what its devices have done.
+const MONITOR_TIMEOUT: Duration = Duration::from_millis(500);
 /// One clock tick in microseconds (`USER_HZ` is 100 on every Linux architecture that we know).
 const TICK_USEC: u64 = 10_000;
 
@@ -22,9 +26,16 @@ pub(super) async fn run(core: Arc<Core>) {
     let mut before: Option<(Instant, Consumption)> = None;
     loop {
         beat.tick().await;
-        let entries = core.entries();
-        for entry in &entries {
-            machine(&core, entry).await;
+        // Beside each other: one monitor that stands still delays no other machine.
+        let mut readings = JoinSet::new();
+        for entry in core.entries() {
+            let core = Arc::clone(&core);
+            readings.spawn(async move { machine(&core, &entry).await });
+        }
+        while let Some(read) = readings.join_next().await {
+            if let Err(cause) = read {
+                tracing::error!(%cause, "cannot read what a machine uses");
+            }
         }
         before = host(&core, before);
         core.heartbeat.send_replace(Instant::now());
@@ -84,9 +95,14 @@ async fn machine(core: &Core, entry: &Entry) {
         }
     }
     seen.retain(|tap, _| nics.contains(tap));
+    if let Some(told) = disks(entry).await {
+        now.disks = before.disks.plus(told.since(before.disks_told));
+        now.disks_told = told;
+    }
     if let (Some(earlier), Some(at)) = (before.at, now.at) {
         let elapsed = at - earlier;
         now.cpu_milli = milli(before.cpu_usec, now.cpu_usec, elapsed);
+        now.iops = rate(before.disks.operations, now.disks.operations, elapsed);
         now.net_bit_per_sec = rate(0, first.to_guest.max(first.from_guest), elapsed).saturating_mul(8);
     }
     entry.with(|shared| {
@@ -95,6 +111,47 @@ async fn machine(core: &Core, entry: &Entry) {
             (shared.usage, shared.seen) = (now, seen);
         }
     });
+}
+
+/// What a machine's disks have done; `None` when it has none, or its monitor does not say.
+async fn disks(entry: &Entry) -> Option<DiskUse> {
+    let monitor =
+        entry.with(|shared| shared.monitor.clone().filter(|_| !shared.record.source.disks.is_empty()))?;
+    match timeout(MONITOR_TIMEOUT, monitor.call(Command::Stats {}, &[])).await {
+        Ok(Ok(Answer::Stats(stats))) => Some(disk_use(&stats)),
+        _ => None,
+    }
+}
+
+impl DiskUse {
+    fn combined(self, other: Self, combine: impl Fn(u64, u64) -> u64) -> Self {
+        Self {
+            operations: combine(self.operations, other.operations),
+            read_bytes: combine(self.read_bytes, other.read_bytes),
+            written_bytes: combine(self.written_bytes, other.written_bytes),
+        }
+    }
+
+    fn plus(self, more: Self) -> Self {
+        self.combined(more, u64::saturating_add)
+    }
+
+    /// What has been done since an earlier reading; where a disk has gone meanwhile, that is not known.
+    fn since(self, earlier: Self) -> Self {
+        self.combined(earlier, u64::saturating_sub)
+    }
+}
+
+/// The sums of all disks.
+fn disk_use(stats: &Stats) -> DiskUse {
+    stats.disks.iter().fold(DiskUse::default(), |sum, disk| {
+        let operations = [disk.reads, disk.writes, disk.flushes, disk.discards];
+        DiskUse {
+            operations: operations.into_iter().fold(sum.operations, u64::saturating_add),
+            read_bytes: sum.read_bytes.saturating_add(disk.read_bytes),
+            written_bytes: sum.written_bytes.saturating_add(disk.written_bytes),
+        }
+    })
 }
 
 async fn port_bytes(core: &Core, tap: &str) -> Option<PortBytes> {
@@ -112,12 +169,32 @@ fn more(earlier: PortBytes, now: PortBytes) -> PortBytes {
 
 #[cfg(test)]
 mod tests {
+    use lathe_vmm::control::wire::DiskStats;
+
     use super::*;
 
     #[test]
     fn half_a_second_of_cpu_time_in_a_second_is_half_a_cpu() {
         assert_eq!(milli(1_000_000, 1_500_000, Duration::from_secs(1)), 500);
         assert_eq!(milli(0, 3_000_000, Duration::from_millis(1500)), 2000);
+    }
+
+    #[test]
+    fn operations_of_all_disks_are_summed_as_the_guest_sent_them() {
+        let disk = DiskStats {
+            reads: 1,
+            writes: 2,
+            flushes: 3,
+            discards: 4,
+            read_bytes: 10,
+            ..DiskStats::default()
+        };
+        let stats = Stats { disks: vec![disk, disk], ..Stats::default() };
+        let both = disk_use(&stats);
+        assert_eq!(both, DiskUse { operations: 20, read_bytes: 20, written_bytes: 0 });
+        let one = disk_use(&Stats { disks: vec![disk], ..Stats::default() });
+        assert_eq!(both.plus(one.since(both)), both, "a disk that goes takes its counters along");
+        assert_eq!(one.plus(both.since(one)), both);
     }
 
     #[test]

@@ -52,6 +52,9 @@ pub fn machine(entry: &Entry) -> MachineView {
             reason: reason(shared),
             cpu_throttled_usec: shared.usage.throttled_usec,
             cpu_usage_usec: shared.usage.cpu_usec,
+            disk_operations: shared.usage.disks.operations,
+            disk_read_bytes: shared.usage.disks.read_bytes,
+            disk_written_bytes: shared.usage.disks.written_bytes,
             net_rx_bytes: shared.usage.rx_bytes,
             net_tx_bytes: shared.usage.tx_bytes,
             cpu_max_milli: record.cpu_max_milli,
@@ -112,6 +115,7 @@ fn resources(shared: &Shared) -> Resources {
         resources.net.actual = slower;
         resources.net.used = shared.usage.net_bit_per_sec;
         resources.iops.granted = record.desired.iops;
+        resources.iops.used = shared.usage.iops;
         resources.iops.actual = shared.force.as_ref().and_then(|force| force.iops).unwrap_or(0);
     }
     resources

@@ -10,7 +10,7 @@ use std::thread;
 use lathe_vmm::control::wire::{
     Answer, Command, CpuStatus, DiskConfig, DiskRates, DiskStatus, DisksStatus, Event, ExitReason,
     MachineConfig, MemoryStatus, Message, NicConfig, NicStatus, NicsStatus, Phase, Refusal, Reply, Request,
-    Status, VERSION,
+    Stats, Status, VERSION,
 };
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags,
@@ -50,6 +50,7 @@ pub(crate) struct Told {
     pub disk_rates: Option<DiskRates>,
     pub disks: Vec<FakeDisk>,
     pub panic: Option<String>,
+    pub stats: Stats,
     disk_number: usize,
     pub nics: Vec<FakeNic>,
     nic_number: usize,
@@ -107,6 +108,7 @@ impl FakeMonitor {
             disk_rates: None,
             disks: Vec::new(),
             panic: None,
+            stats: Stats::default(),
             disk_number: 0,
             nics: Vec::new(),
             nic_number: 0,
@@ -369,6 +371,7 @@ fn carry_out(
             told.disk_rates = Some(rates);
             Ok(Answer::DiskRates(rates))
         }
+        (Command::Stats {}, _) => Ok(Answer::Stats(told.stats.clone())),
         (Command::ConsoleTail {}, _) => Ok(Answer::Console { text: String::new() }),
         (Command::ConsoleAttach { .. }, phase) if phase != Phase::Empty => {
             told.descriptors.extend(descriptors);

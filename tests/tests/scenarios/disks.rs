@@ -58,6 +58,12 @@ fn a_rate_is_held(host: &Host<'_>, device: &str) {
     assert!(show(host, "demo")["iops"]["actual"] == 20, "{}", show(host, "demo"));
     let said = exec(host, "demo", &format!("lathe-guest iops /dev/{device} 4 8")).expect_ok().stdout();
     let rate = said.split_whitespace().find_map(|word| word.strip_prefix("iops=")?.parse::<f64>().ok());
+    // Eight seconds at 20 a second, as lathed sees them.
+    host.wait_until(
+        "what was done is counted",
+        Duration::from_secs(10),
+        "lathe show demo --json >/tmp/shown && jq -e '.disk_operations >= 60 and .disk_read_bytes > 0' /tmp/shown || { cat /tmp/shown; false; }",
+    );
     assert!(rate.is_some_and(|rate| (10.0..22.0).contains(&rate)), "{said}");
     host.run("lathe resize demo --iops unlimited").expect_ok();
     assert!(show(host, "demo")["iops"]["actual"] == 0, "{}", show(host, "demo"));
