@@ -1,12 +1,14 @@
 //! The cpuset controller: which CPUs and memory nodes threads may use.
 //!
-//! An empty `cpuset.cpus` means "as the parent", which is what [`Patch::Unlimited`] writes. What holds is `cpuset.cpus.effective`: CPUs that
+//! An empty `cpuset.cpus` means "as the parent", which is what [`Patch::Unlimited`] writes. The kernel refuses that to a group with threads
+//! (ENOSPC); then what the parent has now is written, which does not follow the parent later. What holds is `cpuset.cpus.effective`: CPUs that
 //! are offline, or that the parent lacks, are not in it, and the kernel refuses nothing for that.
 //!
 //! Kernel: cgroup-v2.rst "Cpuset Interface Files". The list format is that of `Documentation/admin-guide/kernel-parameters.rst`, "cpu lists".
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -74,7 +76,7 @@ impl FromStr for CpuList {
 /// A change of one group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpusetPatch {
-    /// CPUs; `Unlimited`: as the parent.
+    /// CPUs; `Unlimited`: as the parent, in a group with threads as the parent now.
     pub cpus: Patch<CpuList>,
     /// Memory nodes; `Unlimited`: as the parent. Pages that are there already are moved, which takes its time. Not in threaded groups.
     pub mems: Patch<CpuList>,
@@ -100,7 +102,16 @@ pub(crate) fn set(group: &Path, patch: &CpusetPatch) -> Result<Cpuset, Error> {
             Patch::Set(list) => Some(list),
             Patch::Unlimited => None,
         };
-        write(&group.join(name), wanted)?;
+        let path = group.join(name);
+        match write(&path, wanted) {
+            Err(Error::Write { source, .. })
+                if wanted.is_none() && source.kind() == ErrorKind::StorageFull =>
+            {
+                let parent = group.parent().unwrap_or(group).join(format!("{name}.effective"));
+                write(&path, read_list(&parent)?.as_ref())?;
+            }
+            written => written?,
+        }
     }
     read(group)
 }
