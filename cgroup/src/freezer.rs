@@ -1,6 +1,6 @@
 //! The freezer: every thread of a machine stands still, its monitor's among them, until it is thawed. A killed process dies also while frozen.
 //!
-//! Kernel: cgroup-v2.rst "Core Interface Files", `cgroup.freeze`. Freezing takes a moment; [`is_frozen`] says when it is complete.
+//! Kernel: cgroup-v2.rst "Core Interface Files", `cgroup.freeze`. Freezing takes a moment; `is_frozen` says when it is complete.
 
 use std::path::Path;
 

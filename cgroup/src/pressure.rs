@@ -2,7 +2,7 @@
 //!
 //! A trigger is a pressure file that was opened for writing and told a threshold: it becomes readable out of band (POLLPRI) when the
 //! group stalled for longer than that within the window, at most once a window, and lives as long as the descriptor. Without
-//! CAP_SYS_RESOURCE the kernel takes windows of whole 2 s only, and none before Linux 6.5: then [`watch`] answers `None`, and the caller
+//! CAP_SYS_RESOURCE the kernel takes windows of whole 2 s only, and none before Linux 6.5: then `watch` answers `None`, and the caller
 //! polls the totals.
 //!
 //! Kernel: `Documentation/accounting/psi.rst`. Files are missing, or answer EOPNOTSUPP, where the kernel was started
