@@ -163,8 +163,8 @@ pub struct Usage {
     pub net_bit_per_sec: u64,
     /// What its disks have done.
     pub disks: DiskUse,
-    /// The same as its monitor says, which forgets a disk that goes.
-    pub disks_told: DiskUse,
+    /// The same as its monitor has said last, and when: it forgets a disk that goes.
+    pub disks_told: Option<(Instant, DiskUse)>,
     /// I/O operations per second of all its disks, over the last interval.
     pub iops: u64,
 }

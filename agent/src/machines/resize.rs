@@ -177,7 +177,7 @@ pub(super) async fn resize(
         Ok(intent) => intent,
         Err(problem) => {
             if let Some(before) = before {
-                write_ceiling(actor, before);
+                raise_ceiling(actor, before);
             }
             return Err(problem);
         }
@@ -193,18 +193,32 @@ pub(super) async fn resize(
 }
 
 /// A quota that falls does so before the intent is stored, which takes longer than all else: nobody else was promised what it frees yet, and
-/// after a death in between it is found lower than recorded, and corrected. Answers what it was, if it has fallen.
+/// after a death in between it is found lower than recorded, and corrected. Answers what it was, if it was to fall.
 fn lower_ceiling(actor: &Actor, cpu_milli: u64) -> Option<(u64, u32)> {
     let before = actor.shape.state.force.as_ref()?.quota?;
-    let falls = cpu_milli < before.0;
-    falls.then(|| write_ceiling(actor, (cpu_milli, before.1)))?.then_some(before)
+    if cpu_milli >= before.0 {
+        return None;
+    }
+    if let Err(problem) = write_ceiling(actor, (cpu_milli, before.1)) {
+        // The step tries again, and fails with it.
+        tracing::warn!(machine = actor.entry.name, %problem, "a quota has not fallen ahead of its change");
+    }
+    Some(before)
 }
 
-/// Writes a quota ahead of the step that does, or back. Answers whether it is in force.
-fn write_ceiling(actor: &Actor, (cpu_milli, vcpus): (u64, u32)) -> bool {
-    let Some(tree) = actor.live().and_then(|live| live.launched.tree.as_ref()) else { return false };
-    // The step says what is wrong, if it is still.
-    launch::limit_cpu(tree, cpu_milli, vcpus).is_ok()
+/// The change that a quota has fallen for is refused: it goes back, now or with the next step.
+fn raise_ceiling(actor: &mut Actor, before: (u64, u32)) {
+    if let Err(problem) = write_ceiling(actor, before) {
+        tracing::error!(machine = actor.entry.name, %problem, "a quota has fallen for a change that was refused; it is tried again");
+        if let Some(force) = &mut actor.shape.state.force {
+            force.quota = None;
+        }
+    }
+}
+
+fn write_ceiling(actor: &Actor, (cpu_milli, vcpus): (u64, u32)) -> Result<(), Problem> {
+    let Some(tree) = actor.live().and_then(|live| live.launched.tree.as_ref()) else { return Ok(()) };
+    launch::limit_cpu(tree, cpu_milli, vcpus).map(|_| ())
 }
 
 /// Reserves and stores what is about to happen; nothing has happened when this fails.

@@ -96,13 +96,20 @@ async fn machine(core: &Core, entry: &Entry) {
     }
     seen.retain(|tap, _| nics.contains(tap));
     if let Some(told) = disks(entry).await {
-        now.disks = before.disks.plus(told.since(before.disks_told));
-        now.disks_told = told;
+        let at = Instant::now();
+        let (earlier, seen_at) =
+            before.disks_told.map_or((DiskUse::default(), None), |(at, told)| (told, Some(at)));
+        let more = told.since(earlier);
+        now.disks = before.disks.plus(more);
+        // What was done before the first reading was done at some time or other.
+        now.iops = seen_at.map_or(0, |seen_at| rate(0, more.operations, at - seen_at));
+        now.disks_told = Some((at, told));
+    } else if entry.with(|shared| shared.record.source.disks.is_empty()) {
+        (now.iops, now.disks_told) = (0, None);
     }
     if let (Some(earlier), Some(at)) = (before.at, now.at) {
         let elapsed = at - earlier;
         now.cpu_milli = milli(before.cpu_usec, now.cpu_usec, elapsed);
-        now.iops = rate(before.disks.operations, now.disks.operations, elapsed);
         now.net_bit_per_sec = rate(0, first.to_guest.max(first.from_guest), elapsed).saturating_mul(8);
     }
     entry.with(|shared| {
