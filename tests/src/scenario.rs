@@ -23,7 +23,7 @@ use std::cell::Cell;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 
@@ -50,6 +50,9 @@ pub const CORRUPTION: [&str; 4] = [
 ];
 /// Where guests' consoles are kept, in a host, and what monitors say that no agent hears.
 const CONSOLES: &str = "/root/machine-*/console /root/machine-*/said /var/lib/lathe/machines/*/console.log";
+
+/// Environment variable: seconds since the epoch after which no scenario begins.
+pub const UNTIL: &str = "LATHE_SCENARIOS_UNTIL";
 
 /// A scenario's body.
 pub type Body = fn(&Hosts);
@@ -420,8 +423,11 @@ impl Outcome<'_> {
 /// Runs the scenarios whose names match `wanted` (a group, a scenario, or `group::scenario`; none: all that are no
 /// benchmarks) and prints what came of each in the form of Rust's own test runner. Returns whether all passed.
 ///
+/// Where [`UNTIL`] is set, a scenario that would begin later is not run, and said to be so: the others are worth more than a run that
+/// somebody ends from outside.
+///
 /// # Errors
-/// The image, the binaries or the runtime directory cannot be made; no scenario matches.
+/// The image, the binaries or the runtime directory cannot be made; no scenario matches; [`UNTIL`] is no number.
 pub fn run_all(groups: &[Group], wanted: &[String]) -> Result<bool> {
     let mut runner = Runner::new()?;
     let begun = Instant::now();
@@ -436,6 +442,13 @@ pub fn run_all(groups: &[Group], wanted: &[String]) -> Result<bool> {
         }
     }
     Ok(runner.conclude(begun.elapsed()))
+}
+
+/// What [`UNTIL`] says.
+fn until() -> Result<Option<SystemTime>> {
+    let Ok(text) = std::env::var(UNTIL) else { return Ok(None) };
+    let seconds = text.parse().with_context(|| format!("{UNTIL}={text} is no number of seconds"))?;
+    Ok(SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds)))
 }
 
 fn names(groups: &[Group]) -> String {
@@ -458,6 +471,8 @@ fn selected(group: &Group, wanted: &[String]) -> Vec<(&'static str, Body)> {
 /// How a scenario ended.
 enum Verdict {
     Passed,
+    /// There was no time left for it.
+    NotRun,
     Failed(String),
     Infrastructure(String),
 }
@@ -472,7 +487,9 @@ struct Runner {
     shared: Option<(usize, bool, Hosts)>,
     passed: usize,
     failed: Vec<String>,
+    not_run: Vec<String>,
     retries: usize,
+    until: Option<SystemTime>,
 }
 
 impl Runner {
@@ -488,7 +505,9 @@ impl Runner {
             shared: None,
             passed: 0,
             failed: Vec::new(),
+            not_run: Vec::new(),
             retries: 0,
+            until: until()?,
         })
     }
 
@@ -498,12 +517,18 @@ impl Runner {
         let mut hosts = self.shared.take().filter(same).map(|(.., hosts)| hosts);
         for (name, body) in scenarios {
             let begun = Instant::now();
-            let verdict = self.run_scenario(group, (name, *body), &mut hosts)?;
+            let late = self.until.is_some_and(|until| SystemTime::now() > until);
+            let verdict =
+                if late { Verdict::NotRun } else { self.run_scenario(group, (name, *body), &mut hosts)? };
             let took = begun.elapsed().as_secs_f32();
             match verdict {
                 Verdict::Passed => {
                     self.passed += 1;
                     println!("test {}::{name} ... ok ({took:.1} s)", group.name);
+                }
+                Verdict::NotRun => {
+                    println!("test {}::{name} ... ignored, no time was left for it", group.name);
+                    self.not_run.push(format!("{}::{name}", group.name));
                 }
                 Verdict::Failed(why) | Verdict::Infrastructure(why) => {
                     println!("test {}::{name} ... FAILED ({took:.1} s)\n{why}", group.name);
@@ -611,14 +636,22 @@ impl Runner {
             println!("\nfailures:");
             self.failed.iter().for_each(|name| println!("    {name}"));
         }
+        if !self.not_run.is_empty() {
+            println!(
+                "\nnot run, because no time was left; run them with: tests/run scenario {}",
+                self.not_run.join(" ")
+            );
+        }
         println!("\ninfrastructure retries: {}", self.retries);
         let (word, failed) = (if self.failed.is_empty() { "ok" } else { "FAILED" }, self.failed.len());
         println!(
-            "test result: {word}. {} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out; finished in {:.2}s",
+            "test result: {word}. {} passed; {failed} failed; {} ignored; 0 measured; 0 filtered out; finished in {:.2}s",
             self.passed,
+            self.not_run.len(),
             took.as_secs_f32()
         );
-        failed == 0
+        // A run in which nothing ran has shown nothing.
+        failed == 0 && (self.passed > 0 || self.not_run.is_empty())
     }
 }
 

@@ -24,7 +24,8 @@ use std::process::ExitCode;
 
 use lathe_tests::scenario::{Group, run_all};
 
-/// In the order in which they run: what the others stand on first.
+/// In the order in which they run: what the others stand on first, then what nobody could do without. Groups on the same hosts follow each
+/// other.
 const GROUPS: &[Group] = &[
     testbed::ALONE,
     testbed::TOGETHER,
@@ -33,14 +34,14 @@ const GROUPS: &[Group] = &[
     hotplug::GROUP,
     devices::GROUP,
     hostile::GROUP,
+    cluster::GROUP,
     machines::GROUP,
+    survival::GROUP,
+    shape::GROUP,
+    jail::GROUP,
+    mistakes::GROUP,
     disks::GROUP,
     nics::GROUP,
-    mistakes::GROUP,
-    jail::GROUP,
-    shape::GROUP,
-    survival::GROUP,
-    cluster::GROUP,
     monitor::DEBIAN,
     exactness::GROUP,
     steps::GROUP,
