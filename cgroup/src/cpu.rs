@@ -16,6 +16,7 @@
 //! Kernel: cgroup-v2.rst "CPU"; `cpu.max.burst` since 5.14, at most the quota.
 
 use std::path::Path;
+use std::time::Duration;
 
 use cgroups_rs::fs::cpu::CpuController;
 
@@ -301,6 +302,11 @@ pub(crate) fn read_group(group: &Path) -> Result<CpuGroup, Error> {
             .map_err(|_| file::unexpected(&path, &weight.to_string(), "1 to 10000"))?,
         burst_usec: read_burst(group)?.unwrap_or(0),
     })
+}
+
+/// Reads the period in which one group's quota is enforced.
+pub(crate) fn read_period(group: &Path) -> Result<Duration, Error> {
+    Bandwidth::read(group).map(|bandwidth| Duration::from_micros(bandwidth.period_usec))
 }
 
 /// Reads one group's `cpu.stat`.

@@ -18,6 +18,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::cpu::{self, CpuLimits, CpuPatch, GroupPatch};
 use crate::cpuset::{self, CpuList, Cpuset, CpusetPatch};
@@ -220,6 +221,14 @@ impl MachineTree {
     /// [`Error::Read`], [`Error::Content`].
     pub fn cpu(&self) -> Result<CpuLimits, Error> {
         Ok(CpuLimits { vcpu: cpu::read_group(&self.vcpu)?, vmm: cpu::read_group(&self.vmm)? })
+    }
+
+    /// The period in which the quota of the vCPU threads is enforced, 1 ms to 1 s; it is in force whether there is a quota or not.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Content`].
+    pub fn vcpu_period(&self) -> Result<Duration, Error> {
+        cpu::read_period(&self.vcpu)
     }
 
     /// Changes memory limits and returns what the kernel shows afterwards. A `max` below what is charged makes the
@@ -551,6 +560,7 @@ mod tests {
             (Some(MilliCpu(500)), Some(MilliCpu(200)), 50)
         );
         assert_eq!(tree.cpu().expect("read"), limits);
+        assert_eq!(tree.vcpu_period().expect("read"), Duration::from_millis(10));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The host itself: what it has (procfs, statvfs), what it uses, and the books of what is promised.
 //!
 //! It only reads the host; limits are written by `lathe-cgroup` and `lathe-netshape`. Sources: proc(5) `/proc/stat`,
-//! `/proc/meminfo`, `/proc/pressure/*` (Linux 4.20, may be absent), `/proc/sys/kernel/random/boot_id`; statvfs(3).
+//! `/proc/meminfo`, `/proc/pressure/*` (Linux 4.20, may be absent), `/proc/TID/schedstat` (sched-stats.rst, may be absent), `/proc/sys/kernel/random/boot_id`; statvfs(3).
 
 pub mod books;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::problem::Problem;
 
@@ -91,6 +92,16 @@ impl Probe {
         whole.parse::<u32>().ok()?.checked_mul(100)?.checked_add(hundredths.parse().ok()?)
     }
 
+    /// What threads have waited for a CPU together, and how often they got one; `None` where the kernel does not tell. A thread that
+    /// has gone counts no more.
+    pub fn waiting(&self, tids: &[u32]) -> Option<(Duration, u64)> {
+        let of_thread =
+            |tid: &u32| schedstat(&fs::read_to_string(self.root.join(format!("proc/{tid}/schedstat"))).ok()?);
+        tids.iter().filter_map(of_thread).reduce(|(waited, turns), (more, times)| {
+            (waited.saturating_add(more), turns.saturating_add(times))
+        })
+    }
+
     /// Random id of this boot of the host; tells a restart of lathed from a reboot.
     ///
     /// # Errors
@@ -141,6 +152,13 @@ fn busy_ticks(stat: &str) -> u64 {
     [0, 1, 2, 5, 6, 7].iter().filter_map(|index| fields.get(*index)).sum()
 }
 
+/// Time that a thread was ready and did not run, and how often it was given a CPU: `RUN_NSEC WAIT_NSEC TIMES`.
+fn schedstat(text: &str) -> Option<(Duration, u64)> {
+    let mut fields = text.split_whitespace().skip(1);
+    let waited = Duration::from_nanos(fields.next()?.parse().ok()?);
+    Some((waited, fields.next()?.parse().ok()?))
+}
+
 fn meminfo(text: &str, key: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(key));
     let kib =
@@ -183,6 +201,17 @@ mod tests {
         let used = probe.consumption().unwrap();
         assert_eq!(used.cpu_busy_ticks, 10 + 1 + 5 + 2 + 3 + 4);
         assert_eq!(used.memory_bytes, 3 << 20);
+    }
+
+    #[test]
+    fn threads_wait_together() {
+        let (root, probe) = fixture();
+        for (tid, text) in [(7, "5 1500 3\n"), (8, "0 500 1\n"), (9, "garbage\n")] {
+            fs::create_dir_all(root.path().join(format!("proc/{tid}"))).unwrap();
+            fs::write(root.path().join(format!("proc/{tid}/schedstat")), text).unwrap();
+        }
+        assert_eq!(probe.waiting(&[7, 8, 9, 10]), Some((Duration::from_nanos(2000), 4)));
+        assert_eq!(probe.waiting(&[9, 10]), None);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use super::launch::{self, Live};
 use super::life::{self, Decision, Effect, End, EndKind, Event, Life, Refused, Rules};
 use super::nics::{self, NicChange, Unplugs};
 use super::resize::Shaper;
+use super::sight::Sight;
 use super::{files, guest, resize, shape};
 use crate::api::wire::{OperationView, ResizeRequest, ResizeView};
 use crate::monitor::Notice;
@@ -381,6 +382,7 @@ impl Actor {
                     shared.record.booted = Some(started.booted);
                     shared.problem = None;
                     shared.usage = Usage::default();
+                    *shared.sight = Sight::default();
                     shared.reboots = 0;
                     shared.plugged = disks::plugged_at_start(&record);
                     shared.nics = nics::plugged_at_start(&self.core, &record);
@@ -439,6 +441,7 @@ impl Actor {
             shared.configured.clear();
             shared.port = PortState::default();
             shared.usage = Usage::default();
+            *shared.sight = Sight::default();
             shared.panic = None;
         });
     }

@@ -15,6 +15,7 @@ use super::console::Console;
 use super::life::Life;
 use super::record::{Disk, Record};
 use super::shape::Force;
+use super::sight::Sight;
 use super::spec;
 use crate::api::wire::{EventView, HostResources, SCHEMA};
 use crate::host::Probe;
@@ -129,6 +130,8 @@ pub struct Shared {
     pub usage: Usage,
     /// What had gone through its taps when they were read last.
     pub seen: BTreeMap<String, PortBytes>,
+    /// What it has asked for and got in the last minute.
+    pub sight: Box<Sight>,
 }
 
 /// What a machine's disks have done together since it was started.
@@ -205,6 +208,7 @@ impl Entry {
                 kept: None,
                 usage: Usage::default(),
                 seen: BTreeMap::new(),
+                sight: Box::default(),
             }),
             guest_network: tokio::sync::Mutex::new(()),
         }

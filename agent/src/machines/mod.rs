@@ -15,6 +15,7 @@
 //! | `launch`, [`files`], `resize`, `disks`, `nics`, [`guest`], [`console`] | the doing |
 //! | [`spec`], [`config`] | requests and configuration, checked |
 //! | `core`, `view`, `sample` | what machines share, what is shown, what is used |
+//! | `sight` | whether they get what they are granted while they want it |
 //!
 //! The books are an upper bound at every moment, and nothing is promised that is not stored. See DESIGN, "The books are always an
 //! upper bound of what is held".
@@ -33,6 +34,7 @@ pub mod record;
 mod resize;
 mod sample;
 pub mod shape;
+mod sight;
 pub mod spec;
 mod start;
 mod view;

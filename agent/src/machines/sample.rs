@@ -1,16 +1,19 @@
 //! The control loop's beat: once a second, what every machine and the host use.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lathe_cgroup::MachineTree;
 use lathe_shard::{Bytes, MilliCpu, Shape};
 use lathe_vmm::control::wire::{Answer, Command, Stats};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::core::{Core, DiskUse, Entry, Usage, rate};
+use super::sight::{self, Observation};
 use crate::host::Consumption;
-use crate::network::PortBytes;
+use crate::network::{PortBytes, PortQueue, PortQueues};
 
 /// Between two readings.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -75,26 +78,24 @@ async fn machine(core: &Core, entry: &Entry) {
         (shared.launched.clone(), nics, shared.usage, shared.seen.clone())
     });
     let Some(launched) = launched else { return };
-    let mut now = Usage { at: Some(Instant::now()), ..before };
+    let at = Instant::now();
+    let mut now = Usage { at: Some(at), ..before };
+    let mut observed = Observation { at_usec: usec(core, at), ..Observation::default() };
     if let Some(tree) = &launched.tree
         && let Ok(usage) = tree.usage()
     {
         now.cpu_usec = usage.vcpu.usage_usec.saturating_add(usage.vmm.usage_usec);
         now.throttled_usec = usage.vcpu.throttled_usec;
         now.memory_bytes = usage.memory.current.0;
+        observed.cpu = cpu(core, entry, tree, &usage, observed.at_usec);
+        observed.stalls = stalls(&usage, observed.at_usec);
     }
-    let mut first = PortBytes::default();
-    for (position, tap) in nics.iter().enumerate() {
-        let Some(bytes) = port_bytes(core, tap).await else { continue };
-        let earlier = seen.insert(tap.clone(), bytes).unwrap_or_default();
-        let more = more(earlier, bytes);
-        now.rx_bytes = now.rx_bytes.saturating_add(more.to_guest);
-        now.tx_bytes = now.tx_bytes.saturating_add(more.from_guest);
-        if position == 0 {
-            first = more;
-        }
+    let (first, more) = gone_through(core, &nics, &mut seen).await;
+    now.rx_bytes = now.rx_bytes.saturating_add(more.to_guest);
+    now.tx_bytes = now.tx_bytes.saturating_add(more.from_guest);
+    if let Some(tap) = nics.first() {
+        (observed.to_guest, observed.from_guest) = net(core, entry, tap, seen.get(tap), first).await;
     }
-    seen.retain(|tap, _| nics.contains(tap));
     if let Some(told) = disks(entry).await {
         let at = Instant::now();
         let (earlier, seen_at) =
@@ -116,8 +117,108 @@ async fn machine(core: &Core, entry: &Entry) {
         // It may have ended while it was being read.
         if shared.launched.is_some() {
             (shared.usage, shared.seen) = (now, seen);
+            shared.sight.observe(observed);
         }
     });
+}
+
+/// Microseconds since lathed started.
+fn usec(core: &Core, at: Instant) -> u64 {
+    u64::try_from(at.saturating_duration_since(core.started).as_micros()).unwrap_or(u64::MAX)
+}
+
+/// What is known of a machine's CPU.
+fn cpu(
+    core: &Core,
+    entry: &Entry,
+    tree: &MachineTree,
+    usage: &lathe_cgroup::Usage,
+    at_usec: u64,
+) -> Option<sight::Cpu> {
+    let granted_milli = entry.with(|shared| shared.record.held().cpu.0);
+    let period = tree.vcpu_period().ok()?;
+    let wait = tree.vcpu_threads().ok().and_then(|tids| core.probe.waiting(&tids));
+    Some(sight::Cpu {
+        at_usec,
+        granted_milli,
+        used_usec: usage.vcpu.usage_usec.saturating_add(usage.vmm.usage_usec),
+        throttled_usec: usage.vcpu.throttled_usec,
+        periods: usage.vcpu.nr_periods,
+        throttled_periods: usage.vcpu.nr_throttled,
+        period_usec: u64::try_from(period.as_micros()).unwrap_or(u64::MAX),
+        wait: wait.map(|(waited, turns)| sight::Wait {
+            waited_usec: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),
+            turns,
+        }),
+    })
+}
+
+/// Its stalls; `None` where the kernel tells none.
+fn stalls(usage: &lathe_cgroup::Usage, at_usec: u64) -> Option<sight::Stalls> {
+    let pressure = [usage.pressure.cpu, usage.pressure.memory, usage.pressure.io];
+    let some_usec = pressure.map(|pressure| pressure.map(|pressure| pressure.some_usec));
+    some_usec.iter().any(Option::is_some).then_some(sight::Stalls { at_usec, some_usec })
+}
+
+/// What has gone through the first nic and through all nics since they were read last.
+async fn gone_through(
+    core: &Core,
+    nics: &[String],
+    seen: &mut BTreeMap<String, PortBytes>,
+) -> (PortBytes, PortBytes) {
+    let (mut first, mut all) = (PortBytes::default(), PortBytes::default());
+    for (position, tap) in nics.iter().enumerate() {
+        let Some(bytes) = port_bytes(core, tap).await else { continue };
+        let earlier = seen.insert(tap.clone(), bytes).unwrap_or_default();
+        let more = more(earlier, bytes);
+        all.to_guest = all.to_guest.saturating_add(more.to_guest);
+        all.from_guest = all.from_guest.saturating_add(more.from_guest);
+        if position == 0 {
+            first = more;
+        }
+    }
+    seen.retain(|tap, _| nics.contains(tap));
+    (first, all)
+}
+
+/// Both directions of the first nic. Its shapers are asked only while there is something to know: they are many questions.
+async fn net(
+    core: &Core,
+    entry: &Entry,
+    tap: &str,
+    bytes: Option<&PortBytes>,
+    more: PortBytes,
+) -> (Option<sight::Net>, Option<sight::Net>) {
+    let (Some(bytes), Some(ports)) = (bytes, &core.ports) else { return (None, None) };
+    let (granted_bit_per_sec, waited) = entry.with(|shared| {
+        let record = &shared.record;
+        let last = shared.sight.last();
+        let waits = |net: Option<sight::Net>| {
+            net.and_then(|net| net.queue).is_some_and(|queue| queue.backlog_bytes > 0)
+        };
+        let granted = record.all_nics().next().map_or(0, |nic| record.rate_of(nic));
+        (granted, waits(last.to_guest) || waits(last.from_guest))
+    });
+    let busy = is_busy(more, granted_bit_per_sec);
+    let queues = match granted_bit_per_sec > 0 && (busy || waited) {
+        true => ports.queues(tap).await.unwrap_or_default(),
+        false => PortQueues::default(),
+    };
+    let at_usec = usec(core, Instant::now());
+    let direction = |bytes, queue: Option<PortQueue>| {
+        let queue = queue.map(|queue| sight::Queue {
+            bytes: queue.bytes,
+            overlimits: queue.overlimits,
+            backlog_bytes: queue.backlog_bytes,
+        });
+        Some(sight::Net { at_usec, granted_bit_per_sec, bytes, queue })
+    };
+    (direction(bytes.to_guest, queues.to_guest), direction(bytes.from_guest, queues.from_guest))
+}
+
+/// Whether what went through in about a second is a hundredth of the rate or more.
+fn is_busy(more: PortBytes, bit_per_sec: u64) -> bool {
+    more.to_guest.max(more.from_guest).saturating_mul(8) >= bit_per_sec / 100
 }
 
 /// What a machine's disks have done; `None` when it has none, or its monitor does not say.
@@ -202,6 +303,13 @@ mod tests {
         let one = disk_use(&Stats { disks: vec![disk], ..Stats::default() });
         assert_eq!(both.plus(one.since(both)), both, "a disk that goes takes its counters along");
         assert_eq!(one.plus(both.since(one)), both);
+    }
+
+    #[test]
+    fn queues_are_looked_at_from_a_hundredth_of_the_rate() {
+        let bytes = |to_guest, from_guest| PortBytes { to_guest, from_guest };
+        assert!(is_busy(bytes(0, 1250), 1_000_000));
+        assert!(!is_busy(bytes(1249, 1249), 1_000_000));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::*;
 use crate::api::wire::{DiskSource, MachineState, ResizeOutcome, RestartPolicy};
 use crate::launcher::{Launched, Launcher, Pending};
 use crate::monitor::fake::{FakeMonitor, Script};
-use crate::network::{PortBytes, PortState, Ports};
+use crate::network::{PortBytes, PortQueues, PortState, Ports};
 
 /// Monitors that outlive lathed, as units do.
 #[derive(Clone, Default)]
@@ -131,6 +131,10 @@ impl Ports for FakePorts {
 
     fn bytes<'a>(&'a self, _: &'a str) -> Pending<'a, Result<PortBytes, Problem>> {
         Box::pin(async { Ok(PortBytes::default()) })
+    }
+
+    fn queues<'a>(&'a self, _: &'a str) -> Pending<'a, Result<PortQueues, Problem>> {
+        Box::pin(async { Ok(PortQueues::default()) })
     }
 
     fn list(&self) -> Pending<'_, Result<Vec<String>, Problem>> {

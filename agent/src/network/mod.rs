@@ -45,6 +45,26 @@ pub struct PortBytes {
     pub from_guest: u64,
 }
 
+/// What the shaper of one direction has done; cumulative but for what says otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortQueue {
+    /// L2 bytes sent, each segment with its own header.
+    pub bytes: u64,
+    /// How often a packet had to wait for the rate.
+    pub overlimits: u64,
+    /// Bytes that wait now.
+    pub backlog_bytes: u64,
+}
+
+/// The shapers of a port; `None` where a direction is unlimited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortQueues {
+    /// Towards the guest.
+    pub to_guest: Option<PortQueue>,
+    /// From the guest.
+    pub from_guest: Option<PortQueue>,
+}
+
 /// Ports of machines on the bridge.
 pub trait Ports: Send + Sync {
     /// Makes the bridge and its NAT as configured.
@@ -59,6 +79,8 @@ pub trait Ports: Send + Sync {
     fn read<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<PortState, Problem>>;
     /// What went through.
     fn bytes<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<PortBytes, Problem>>;
+    /// What its shapers have done; some ten questions to the kernel, so not for every port all the time.
+    fn queues<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<PortQueues, Problem>>;
     /// All ports of machines that there are, by tap.
     fn list(&self) -> Pending<'_, Result<Vec<String>, Problem>>;
 }

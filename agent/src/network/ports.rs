@@ -4,11 +4,11 @@ use std::future::Future;
 use std::os::fd::OwnedFd;
 
 use lathe_netshape::{
-    BitRate, Bridge, IfName, LinkKind, Mac, Nat, Netlink, Network, Patch, PortFd, PortSpec, RatePatch,
-    Shaping, ShapingState,
+    BitRate, Bridge, Direction, IfName, LinkKind, Mac, Nat, Netlink, Network, Patch, PortFd, PortSpec,
+    RatePatch, Shaping, ShapingState,
 };
 
-use super::{NetworkConfig, PortBytes, PortState, Ports};
+use super::{NetworkConfig, PortBytes, PortQueue, PortQueues, PortState, Ports};
 use crate::launcher::Pending;
 use crate::problem::Problem;
 
@@ -122,6 +122,21 @@ impl Ports for KernelPorts {
             let stats = Network::stats(&self.netlink, &link(tap)?).await;
             let stats = stats.map_err(failed(format!("cannot read the counters of tap {tap}")))?;
             Ok(PortBytes { to_guest: stats.to_guest_bytes, from_guest: stats.from_guest_bytes })
+        })
+    }
+
+    fn queues<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<PortQueues, Problem>> {
+        boxed(async move {
+            let state = Shaping::read(&self.netlink, &link(tap)?).await;
+            let state = state.map_err(failed(format!("cannot read the queues of tap {tap}")))?;
+            let queue = |direction: Direction| {
+                direction.rate.map(|_| PortQueue {
+                    bytes: direction.bytes,
+                    overlimits: direction.overlimits,
+                    backlog_bytes: direction.backlog_bytes,
+                })
+            };
+            Ok(PortQueues { to_guest: queue(state.to_guest), from_guest: queue(state.from_guest) })
         })
     }
 
