@@ -409,14 +409,12 @@ mod tests {
         let before = std::fs::metadata(&path).and_then(|m| m.modified()).expect("a time");
         std::fs::File::open(&path)
             .and_then(|f| {
-                f.set_times(
-                    std::fs::FileTimes::new().set_modified(before - std::time::Duration::from_secs(9)),
-                )
+                f.set_times(std::fs::FileTimes::new().set_modified(before - Duration::from_secs(9)))
             })
             .expect("set back");
         set_group(&unit, "machine/vcpu", &max(250)).expect("unchanged");
         let after = std::fs::metadata(&path).and_then(|m| m.modified()).expect("a time");
-        assert_eq!(after, before - std::time::Duration::from_secs(9));
+        assert_eq!(after, before - Duration::from_secs(9));
     }
 
     #[test]

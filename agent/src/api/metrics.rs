@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::wire::{Amounts, HostAmounts, HostView, MachineState, MachineView};
+use super::wire::{Amounts, DeliveredWindows, HostAmounts, HostView, MachineState, MachineView};
 
 /// As the OpenMetrics specification 1.0 wants it.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -101,8 +101,45 @@ pub fn render(host: &HostView, machines: &[MachineView]) -> String {
             line(&mut text, &sample, &label(machine), get(machine));
         }
     }
+    shares_of_machines(&mut text, machines);
     text.push_str("# EOF\n");
     text
+}
+
+/// What machines got of what they asked for, where they asked for something, and how much they stood waiting, where that is measured.
+fn shares_of_machines(text: &mut String, machines: &[MachineView]) {
+    let name = "lathe_machine_delivered_ratio";
+    family(text, name, "gauge", "ratio", "Delivered of what was asked for within the grant.");
+    for machine in machines {
+        let delivered = &machine.delivered;
+        let resources: [(&str, &Option<DeliveredWindows>); 3] = [
+            ("cpu", &delivered.cpu),
+            ("net-to-guest", &delivered.net_to_guest),
+            ("net-from-guest", &delivered.net_from_guest),
+        ];
+        for (resource, windows) in resources {
+            let Some(windows) = windows else { continue };
+            for (window, share) in [("1s", windows.sec_1), ("10s", windows.sec_10), ("60s", windows.sec_60)] {
+                let Some(permille) = share.permille else { continue };
+                let labels = format!("{},resource=\"{resource}\",window=\"{window}\"", label(machine));
+                line(text, name, &labels, permille as f64 / 1000.0);
+            }
+        }
+    }
+    let name = "lathe_machine_stalled_ratio";
+    family(text, name, "gauge", "ratio", "Share of the last 10 s in which some thread waited.");
+    for machine in machines {
+        let stalls = [
+            ("cpu", machine.stalls.cpu_centipercent),
+            ("memory", machine.stalls.memory_centipercent),
+            ("io", machine.stalls.io_centipercent),
+        ];
+        for (resource, share) in stalls {
+            let Some(share) = share else { continue };
+            let labels = format!("{},resource=\"{resource}\"", label(machine));
+            line(text, name, &labels, f64::from(share) / 10_000.0);
+        }
+    }
 }
 
 fn host_metrics(text: &mut String, host: &HostView) {
@@ -197,10 +234,14 @@ mod tests {
             "# UNIT lathe_host_memory_free_bytes bytes\n",
             "lathe_host_cpu_capacity_cores 8\n",
             "lathe_build_info{version=\"0.1.0\"} 1\n",
+            "# UNIT lathe_machine_delivered_ratio ratio\n",
+            "lathe_machine_delivered_ratio{machine=\"web\",resource=\"cpu\",window=\"10s\"} 0.998\n",
+            "lathe_machine_stalled_ratio{machine=\"web\",resource=\"memory\"} 0.0012\n",
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
         assert!(text.ends_with("# EOF\n"));
+        assert!(!text.contains("net-from-guest"), "what nobody asked for has no ratio");
         check_families(&text);
     }
 

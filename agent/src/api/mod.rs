@@ -65,4 +65,4 @@ pub fn router(app: App) -> Router {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -3,7 +3,9 @@
 use http_body_util::BodyExt;
 use lathe_shard::{Bytes, MilliCpu};
 
-use crate::api::wire::{DoctorReport, HostAmounts, HostView, PeerList, PeerView, Verdict as CheckVerdict};
+use crate::api::wire::{
+    DoctorReport, HostAmounts, HostView, PeerList, PeerView, Verdict as CheckVerdict, WorstDelivered,
+};
 use crate::cli::client::Client;
 use crate::cli::output::{self, Table, print, print_json, say};
 use crate::cli::{Verdict, exit};
@@ -21,7 +23,7 @@ pub async fn host(client: &Client, json: bool) -> Verdict {
 }
 
 fn stalled(centipercent: Option<u32>) -> String {
-    centipercent.map(|value| format!("{}.{} %", value / 100, value % 100 / 10)).unwrap_or_default()
+    centipercent.map(output::centipercent).unwrap_or_default()
 }
 
 fn host_text(view: &HostView) -> String {
@@ -49,7 +51,22 @@ fn host_text(view: &HostView) -> String {
     row("disk", &view.resources.disk, &|bytes| Bytes(bytes).to_string(), stalled(view.psi_io_centipercent));
     text.push_str(&table.render());
     text.push_str(&format!("{} machines. Peers alive: {}.\n", view.machines, view.peers_alive));
+    text.push_str(&worst_line(&view.worst_delivered));
     text
+}
+
+/// Who gets least of what it asks for.
+fn worst_line(worst: &[WorstDelivered]) -> String {
+    let of = |worst: &WorstDelivered| {
+        format!("{} {} {}", worst.resource, worst.machine, output::permille(Some(worst.permille)))
+    };
+    match worst {
+        [] => String::new(),
+        worst => {
+            let all: Vec<_> = worst.iter().map(of).collect();
+            format!("Least delivered of what was asked for in 10 s: {}.\n", all.join(", "))
+        }
+    }
 }
 
 /// `lathe peers`.
@@ -135,4 +152,19 @@ pub async fn events(client: &Client) -> Verdict {
         }
     }
     Ok(exit::DONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::tests::fake;
+
+    #[test]
+    fn the_host_names_who_gets_least() {
+        let mut host = fake::host();
+        let line = "Least delivered of what was asked for in 10 s: cpu web 99.8 %.\n";
+        assert!(host_text(&host).ends_with(line));
+        host.worst_delivered.clear();
+        assert!(host_text(&host).ends_with("Peers alive: 0.\n"));
+    }
 }

@@ -279,6 +279,7 @@ fn show_text(view: &MachineView) -> String {
         row("iops", &view.iops, &output::iops);
     }
     text.push_str(&table.render());
+    text.push_str(&delivered_lines(view));
     text.push_str(&format!("source    {}\n", view.source));
     text.push_str(&format!(
         "vcpus     {}   held back {} in all\n",
@@ -305,6 +306,41 @@ fn show_text(view: &MachineView) -> String {
     }
     if let Some(pid) = view.pid {
         text.push_str(&format!("monitor   pid {pid}   {}\n", view.unit));
+    }
+    text
+}
+
+/// A line for each resource that it asked for lately, and one for what it stood waiting for.
+fn delivered_lines(view: &MachineView) -> String {
+    let delivered = &view.delivered;
+    let mut text = String::new();
+    let resources = [
+        ("cpu", &delivered.cpu),
+        ("net to guest", &delivered.net_to_guest),
+        ("net from guest", &delivered.net_from_guest),
+    ];
+    for (resource, windows) in resources {
+        let Some(windows) = windows else { continue };
+        let shares = [windows.sec_1, windows.sec_10, windows.sec_60].map(|share| share.permille);
+        if shares.iter().all(Option::is_none) {
+            continue;
+        }
+        let [second, ten, minute] = shares.map(output::permille);
+        text.push_str(&format!(
+            "delivered {resource} {second} of what it asked for in 1 s, {ten} in 10 s, {minute} in 1 min\n"
+        ));
+    }
+    let stalls = [
+        ("cpu", view.stalls.cpu_centipercent),
+        ("memory", view.stalls.memory_centipercent),
+        ("io", view.stalls.io_centipercent),
+    ];
+    let known: Vec<_> = stalls
+        .iter()
+        .filter_map(|(what, share)| share.map(|share| format!("{what} {}", output::centipercent(share))))
+        .collect();
+    if !known.is_empty() {
+        text.push_str(&format!("stalled   {} of the last 10 s\n", known.join("   ")));
     }
     text
 }
@@ -424,6 +460,21 @@ pub async fn logs(client: &Client, args: &LogsArgs) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::tests::fake;
+
+    #[test]
+    fn what_was_delivered_is_told_where_something_was_asked_for() {
+        let view = fake::machine("web");
+        let expected = "\
+delivered cpu 100.0 % of what it asked for in 1 s, 99.8 % in 10 s, 99.8 % in 1 min
+delivered net to guest - of what it asked for in 1 s, 100.0 % in 10 s, 100.0 % in 1 min
+stalled   memory 0.1 % of the last 10 s
+";
+        assert_eq!(delivered_lines(&view), expected);
+        assert!(show_text(&view).contains(expected));
+        let silent = MachineView { delivered: Default::default(), stalls: Default::default(), ..view };
+        assert_eq!(delivered_lines(&silent), "");
+    }
 
     #[test]
     fn names_that_would_change_the_path_are_refused() {

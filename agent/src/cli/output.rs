@@ -121,6 +121,16 @@ pub fn iops(iops: u64) -> String {
     if iops == 0 { "unlimited".to_owned() } else { iops.to_string() }
 }
 
+/// `99.8 %`; `-` where there is nothing to tell.
+pub fn permille(permille: Option<u64>) -> String {
+    permille.map_or("-".to_owned(), |permille| format!("{}.{} %", permille / 10, permille % 10))
+}
+
+/// `0.4 %`, of hundredths of a percent.
+pub fn centipercent(share: u32) -> String {
+    format!("{}.{} %", share / 100, share % 100 / 10)
+}
+
 /// State in words.
 pub fn state(state: MachineState) -> &'static str {
     match state {

@@ -452,8 +452,8 @@ impl Machines {
     /// The host and its books; `peers_alive` is for whoever knows peers.
     pub fn host(&self) -> HostView {
         let core = &self.core;
-        let failed = core
-            .entries()
+        let entries = core.entries();
+        let failed = entries
             .iter()
             .filter(|entry| entry.with(|shared| matches!(shared.record.life, Life::Failed { .. })))
             .count();
@@ -465,12 +465,13 @@ impl Machines {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_sec: core.started.elapsed().as_secs(),
             resources: *core.shape.borrow(),
-            machines: core.entries().len() as u64,
+            machines: entries.len() as u64,
             peers_alive: 0,
             launcher: core.launcher.kind().to_owned(),
             psi_cpu_centipercent: core.probe.pressure("cpu"),
             psi_memory_centipercent: core.probe.pressure("memory"),
             psi_io_centipercent: core.probe.pressure("io"),
+            worst_delivered: view::worst_delivered(&entries),
         }
     }
 

@@ -173,3 +173,40 @@ fn an_older_monitor_cannot_limit_disks_and_that_is_said() {
     *world.launcher.script.lock().unwrap() = Script::default();
     assert_eq!(lathed.wait(lathed.machines.start_machine("demo")).unwrap().iops.actual, 300);
 }
+
+#[test]
+fn who_gets_least_of_what_it_asks_for_is_shown() {
+    let world = World::new();
+    let lathed = world.lathed();
+    for (name, used_usec) in [("demo", 400_000), ("other", 500_000)] {
+        lathed.run(world.request(name)).unwrap();
+        let entry = lathed.machines.core.entry(name).unwrap();
+        // A second of a spinning guest, of a time at which nobody else looks.
+        let at = |at_usec, used_usec, throttled_periods| {
+            let cpu = sight::Cpu {
+                at_usec,
+                granted_milli: 500,
+                used_usec,
+                periods: throttled_periods,
+                throttled_periods,
+                period_usec: 10_000,
+                ..sight::Cpu::default()
+            };
+            sight::Observation { at_usec, cpu: Some(cpu), ..sight::Observation::default() }
+        };
+        entry.with(|shared| {
+            shared.sight.observe(at(1_000_000_000, 0, 0));
+            shared.sight.observe(at(1_001_000_000, used_usec, 100));
+        });
+    }
+    let shown = lathed.show("demo").delivered.cpu.unwrap();
+    for share in [shown.sec_1, shown.sec_10, shown.sec_60] {
+        assert_eq!((share.measured_msec, share.asked, share.delivered), (1000, 500, 400));
+        assert_eq!(share.permille, Some(800));
+    }
+    let worst = lathed.machines.host().worst_delivered;
+    assert_eq!(worst.iter().map(|worst| worst.machine.as_str()).collect::<Vec<_>>(), ["demo"]);
+    assert_eq!((worst[0].resource.as_str(), worst[0].permille), ("cpu", 800));
+    lathed.wait(lathed.machines.stop("demo", STOP)).unwrap();
+    assert_eq!(lathed.show("demo").delivered.cpu, None, "that was another life");
+}

@@ -315,12 +315,12 @@ impl Sight {
     }
 
     /// Towards the guest over a window: bit/s.
-    pub fn to_guest(&self, window_usec: u64) -> Option<Window> {
+    pub fn net_to_guest(&self, window_usec: u64) -> Option<Window> {
         self.shown(&self.to_guest, window_usec, SEC_1)
     }
 
     /// From the guest over a window: bit/s.
-    pub fn from_guest(&self, window_usec: u64) -> Option<Window> {
+    pub fn net_from_guest(&self, window_usec: u64) -> Option<Window> {
         self.shown(&self.from_guest, window_usec, SEC_1)
     }
 
@@ -519,8 +519,8 @@ mod tests {
             let seen = Observation { at_usec: net.at_usec, to_guest: Some(*net), ..Observation::default() };
             sight.observe(seen);
         }
-        assert_eq!(sight.from_guest(SEC_10), None);
-        let window = sight.to_guest(SEC_10).expect("measured");
+        assert_eq!(sight.net_from_guest(SEC_10), None);
+        let window = sight.net_to_guest(SEC_10).expect("measured");
         (window.asked, window.delivered, window.permille)
     }
 

@@ -1,6 +1,7 @@
 //! What is shown of machines, and plans of what would happen.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lathe_shard::{Bytes, Shape};
@@ -10,8 +11,10 @@ use super::life::{self, Life};
 use super::record::{Desired, Plug, Record, vcpus_for};
 use super::resize::carried_milli;
 use super::shape::{Ended, Force, Operation, Outcome, memory_limit};
+use super::sight::{self, Sight, Window};
 use crate::api::wire::{
-    Amounts, MachineView, OperationView, PlanStep, PlanView, ResizeOutcome, ResizeView, SCHEMA, ShapeView,
+    Amounts, Delivered, DeliveredShare, DeliveredWindows, MachineView, OperationView, PlanStep, PlanView,
+    ResizeOutcome, ResizeView, SCHEMA, ShapeView, Stalls, WorstDelivered,
 };
 use crate::host::books::Books;
 use crate::problem::{Kind, Problem};
@@ -61,8 +64,58 @@ pub fn machine(entry: &Entry) -> MachineView {
             memory_max_bytes: record.memory_max_bytes,
             operation: record.operation.as_ref().map(|operation| of_operation(shared, operation)),
             back_unix_msec: record.back.map(|back| back.at_unix_msec),
+            delivered: delivered(&shared.sight),
+            stalls: stalls(&shared.sight),
         }
     })
+}
+
+/// What it asked for and got.
+fn delivered(sight: &Sight) -> Delivered {
+    let share = |window: Window| DeliveredShare {
+        measured_msec: window.measured_usec / 1000,
+        asked: window.asked,
+        delivered: window.delivered,
+        permille: window.permille,
+    };
+    let windows = |of: fn(&Sight, u64) -> Option<Window>| {
+        Some(DeliveredWindows {
+            sec_1: of(sight, sight::SEC_1).map(share)?,
+            sec_10: of(sight, sight::SEC_10).map(share)?,
+            sec_60: of(sight, sight::SEC_60).map(share)?,
+        })
+    };
+    Delivered {
+        cpu: windows(Sight::cpu),
+        net_to_guest: windows(Sight::net_to_guest),
+        net_from_guest: windows(Sight::net_from_guest),
+    }
+}
+
+fn stalls(sight: &Sight) -> Stalls {
+    let [cpu_centipercent, memory_centipercent, io_centipercent] = sight.stalls(sight::SEC_10);
+    Stalls { cpu_centipercent, memory_centipercent, io_centipercent }
+}
+
+/// Of each resource the machine that got least of what it asked for over 10 s.
+pub fn worst_delivered(entries: &[Arc<Entry>]) -> Vec<WorstDelivered> {
+    let mut worst: [Option<(u64, &str)>; 3] = [None; 3];
+    for entry in entries {
+        let delivered = entry.with(|shared| delivered(&shared.sight));
+        let resources = [delivered.cpu, delivered.net_to_guest, delivered.net_from_guest];
+        for (worst, windows) in worst.iter_mut().zip(resources) {
+            if let Some(permille) = windows.and_then(|windows| windows.sec_10.permille)
+                && worst.is_none_or(|(least, _)| permille < least)
+            {
+                *worst = Some((permille, &entry.name));
+            }
+        }
+    }
+    let view = |(resource, worst): (&str, Option<(u64, &str)>)| {
+        let (permille, machine) = worst?;
+        Some(WorstDelivered { resource: resource.to_owned(), machine: machine.to_owned(), permille })
+    };
+    ["cpu", "net-to-guest", "net-from-guest"].into_iter().zip(worst).filter_map(view).collect()
 }
 
 fn reason(shared: &Shared) -> String {

@@ -51,6 +51,30 @@ pub fn machine(name: &str) -> MachineView {
         memory_max_bytes: None,
         operation: None,
         back_unix_msec: None,
+        delivered: delivered(),
+        stalls: Stalls { memory_centipercent: Some(12), ..Stalls::default() },
+    }
+}
+
+fn delivered() -> Delivered {
+    let share = |window_msec, asked, delivered, permille| DeliveredShare {
+        measured_msec: window_msec,
+        asked,
+        delivered,
+        permille,
+    };
+    Delivered {
+        cpu: Some(DeliveredWindows {
+            sec_1: share(1000, 500, 500, Some(1000)),
+            sec_10: share(10_000, 500, 499, Some(998)),
+            sec_60: share(42_000, 480, 479, Some(998)),
+        }),
+        net_to_guest: Some(DeliveredWindows {
+            sec_1: share(1000, 0, 0, None),
+            sec_10: share(10_000, 20_000_000, 20_000_000, Some(1000)),
+            sec_60: share(42_000, 4_700_000, 4_700_000, Some(1000)),
+        }),
+        net_from_guest: None,
     }
 }
 
@@ -76,6 +100,11 @@ pub fn host() -> HostView {
         psi_cpu_centipercent: Some(40),
         psi_memory_centipercent: Some(0),
         psi_io_centipercent: None,
+        worst_delivered: vec![WorstDelivered {
+            resource: "cpu".to_owned(),
+            machine: "web".to_owned(),
+            permille: 998,
+        }],
     }
 }
 
