@@ -10,6 +10,9 @@ use lathe_shard::{BitRate, Bytes, Change, Iops, MilliCpu};
 use crate::api::wire::{OnTrouble, RestartPolicy};
 use crate::problem::{Kind, Problem};
 
+/// Where lathed listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/lathe/lathe.sock";
+
 /// Runs microVMs and changes their shape while they run.
 #[derive(Debug, Parser)]
 #[command(name = "lathe", version, propagate_version = true, disable_help_subcommand = true)]
@@ -19,7 +22,7 @@ pub struct Cli {
         long,
         global = true,
         env = "LATHE_SOCKET",
-        default_value = "/run/lathe/lathe.sock",
+        default_value = DEFAULT_SOCKET,
         value_name = "PATH"
     )]
     pub socket: PathBuf,
@@ -76,6 +79,12 @@ pub enum Verb {
     Logs(LogsArgs),
     /// Show this host: capacity, reserved, granted, used, free
     Host,
+    /// Watch the host and its machines, those that get least of what they ask for first
+    ///
+    /// GOT is what a machine got in the last 10 s of what it asked for within its grant; `!` marks less than 95 %. STALL is the share of that
+    /// time in which some thread of it waited. Keys show the command that they stand for at the bottom, Enter runs it. Without a
+    /// terminal on standard output one picture is printed
+    Top(TopArgs),
     /// Show peers and what they have to spare
     Peers,
     /// Check what this host has and lacks, with a fix for each
@@ -297,6 +306,14 @@ pub enum SortBy {
     /// memory used
     #[value(name = "memory.used")]
     MemoryUsed,
+}
+
+/// Options of `lathe top`.
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Print one picture and end, as without a terminal on standard output
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// Options of `lathe resize`.
@@ -747,7 +764,7 @@ fn man_verb(verb: &clap::Command, before: &str, out: &mut Vec<u8>) {
     for arg in shown.iter().filter(|arg| arg.is_positional()) {
         synopsis.push_str(&format!(" {arg}"));
     }
-    let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+    let about = verb.get_long_about().or(verb.get_about()).map(ToString::to_string).unwrap_or_default();
     out.extend_from_slice(format!(".SS {}\n{}.\n", troff(&synopsis), troff(&about)).as_bytes());
     for arg in shown {
         let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
@@ -783,6 +800,7 @@ mod tests {
             "lathe disk grow [OPTIONS]",
             "lathe nic add [OPTIONS]",
             "lathe cluster join",
+            "lathe top [OPTIONS]",
             "EXIT STATUS",
         ] {
             assert!(page.contains(piece), "{piece} is missing in:\n{page}");

@@ -5,6 +5,7 @@
 //! - [`output`]: tables, amounts, errors as people read them
 //! - [`machine`], [`resize`], [`disk`], [`nic`], [`host`], [`image`], [`cluster`]: the verbs
 //! - [`stream`]: `exec` and `console`
+//! - [`top`]: the screen that refreshes once a second
 //!
 //! Data goes to standard output, talk to standard error. Exit codes: [`exit`].
 
@@ -19,6 +20,7 @@ pub mod nic;
 pub mod output;
 pub mod resize;
 pub mod stream;
+pub mod top;
 
 use crate::cli::args::{Cli, Verb};
 use crate::cli::client::Client;
@@ -74,6 +76,7 @@ pub async fn execute(cli: Cli) -> Verdict {
         Verb::Exec(args) => stream::exec(&client, args).await,
         Verb::Console { name } => stream::console(&client, &name).await,
         Verb::Host => host::host(&client, json).await,
+        Verb::Top(args) => top::top(&client, json, &cli.socket, &args).await,
         Verb::Peers => host::peers(&client, json).await,
         Verb::Doctor => host::doctor(&client, json).await,
         Verb::Events => host::events(&client).await,

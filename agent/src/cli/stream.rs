@@ -44,13 +44,13 @@ impl Drop for RawMode {
     }
 }
 
-fn window_size() -> (u16, u16) {
+pub(super) fn window_size() -> (u16, u16) {
     rustix::termios::tcgetwinsize(std::io::stdout())
         .map_or((80, 24), |size| (size.ws_col.max(1), size.ws_row.max(1)))
 }
 
 /// Standard input as a channel: reading it blocks, so a thread of its own does. An empty piece is the end of the file.
-fn standard_input() -> mpsc::Receiver<Vec<u8>> {
+pub(super) fn standard_input() -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel(4);
     std::thread::spawn(move || {
         let mut buffer = vec![0; PIECE_BYTES];

@@ -16,6 +16,7 @@ mod nics;
 mod node;
 mod promises;
 mod shape;
+mod sight;
 mod steps;
 mod survival;
 mod testbed;
@@ -42,6 +43,7 @@ const GROUPS: &[Group] = &[
     mistakes::GROUP,
     disks::GROUP,
     nics::GROUP,
+    sight::GROUP,
     monitor::DEBIAN,
     exactness::GROUP,
     steps::GROUP,
