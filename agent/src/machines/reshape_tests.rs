@@ -187,7 +187,6 @@ fn who_gets_least_of_what_it_asks_for_is_shown() {
                 at_usec,
                 granted_milli: 500,
                 used_usec,
-                periods: throttled_periods,
                 throttled_periods,
                 period_usec: 10_000,
                 ..sight::Cpu::default()

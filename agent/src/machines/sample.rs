@@ -137,18 +137,19 @@ fn cpu(
 ) -> Option<sight::Cpu> {
     let granted_milli = entry.with(|shared| shared.record.held().cpu.0);
     let period = tree.vcpu_period().ok()?;
-    let wait = tree.vcpu_threads().ok().and_then(|tids| core.probe.waiting(&tids));
+    let tids = tree.vcpu_threads().unwrap_or_default();
+    let wait = core.probe.waiting(&tids);
     Some(sight::Cpu {
         at_usec,
         granted_milli,
         used_usec: usage.vcpu.usage_usec.saturating_add(usage.vmm.usage_usec),
         throttled_usec: usage.vcpu.throttled_usec,
-        periods: usage.vcpu.nr_periods,
         throttled_periods: usage.vcpu.nr_throttled,
         period_usec: u64::try_from(period.as_micros()).unwrap_or(u64::MAX),
         wait: wait.map(|(waited, turns)| sight::Wait {
             waited_usec: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),
             turns,
+            threads: tids.len() as u64,
         }),
     })
 }

@@ -9,7 +9,7 @@
 //! | [`state`] | what is shown and what keys do to it, pure |
 //! | [`frame`] | the picture of it in a given size, pure |
 //! | [`keys`] | keys from the bytes of a terminal |
-//! | [`terminal`] | the terminal as a screen, given back however this ends |
+//! | `terminal` | the terminal as a screen, given back however this ends |
 //!
 //! Nothing is changed by looking: whatever changes something is a command that stands at the bottom, and runs after Enter.
 
