@@ -765,7 +765,8 @@ fn man_verb(verb: &clap::Command, before: &str, out: &mut Vec<u8>) {
         synopsis.push_str(&format!(" {arg}"));
     }
     let about = verb.get_long_about().or(verb.get_about()).map(ToString::to_string).unwrap_or_default();
-    out.extend_from_slice(format!(".SS {}\n{}.\n", troff(&synopsis), troff(&about)).as_bytes());
+    let about = troff(&about).replace("\n\n", ".\n.PP\n");
+    out.extend_from_slice(format!(".SS {}\n{about}.\n", troff(&synopsis)).as_bytes());
     for arg in shown {
         let mut help = arg.get_help().map(ToString::to_string).unwrap_or_default();
         let default: Vec<_> =
@@ -800,7 +801,8 @@ mod tests {
             "lathe disk grow [OPTIONS]",
             "lathe nic add [OPTIONS]",
             "lathe cluster join",
-            "lathe top [OPTIONS]",
+            "lathe top [OPTIONS]\nWatch the host",
+            "ask for first.\n.PP\nGOT is",
             "EXIT STATUS",
         ] {
             assert!(page.contains(piece), "{piece} is missing in:\n{page}");
