@@ -100,6 +100,7 @@ impl DeviceSet {
             status.requested_bytes = state.requested;
             status.plugged_bytes = state.plugged;
             status.plug_driver = state.driver;
+            status.plug_unread = state.unread;
         }
         if let Some(balloon) = &self.balloon {
             let state = lock(balloon).look();
@@ -107,6 +108,7 @@ impl DeviceSet {
             // The driver's account, which it cannot make larger than what it has.
             status.balloon_bytes = state.actual.min(status.boot_bytes + status.plugged_bytes);
             status.balloon_driver = state.driver;
+            status.balloon_unread = state.unread;
             status.guest = state.guest;
         }
     }

@@ -100,6 +100,9 @@ fn a_deadline_may_lead_back_and_an_operation_can_be_cancelled_and_undone() {
     assert_eq!(lathed.show("demo").memory.desired, 64 * MIB);
     assert_eq!(lathed.wait(lathed.machines.cancel(&begun.operation)).unwrap_err().code, "operation-ended");
     assert_eq!(lathed.wait(lathed.machines.cancel("demo-99")).unwrap_err().code, "no-such-operation");
+    // Until the guest looks again nobody knows that it will not follow what was cancelled.
+    assert_eq!(lathed.last().outcome, ResizeOutcome::UnderWay);
+    world.launcher.monitor("demo").guest_follows(&Script::default());
     lathed.resize(&change(Some(300), None));
     let undone = lathed.resize(&ResizeRequest { undo: true, ..Default::default() });
     assert_eq!((undone.cpu.desired, undone.cpu.granted), (100, 100));

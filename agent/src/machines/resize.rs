@@ -165,7 +165,7 @@ pub(super) async fn resize(
         let message = format!("{} is neither running nor off at the moment", record.name);
         return Err(Problem::new(Kind::Conflict, "machine-busy", message).fix("try again in a moment"));
     }
-    let short = actor.shape.state.shortfalls();
+    let short = actor.shape.state.shortfalls(actor.core.now_msec());
     if target == record.desired && record.operation.is_none() && short.iter().all(|short| short.until_restart)
     {
         let reason = shape::words(&short);
@@ -359,7 +359,7 @@ async fn happen(actor: &mut Actor, event: Event) -> Result<(), Problem> {
         }
     }
     let force = actor.shape.state.force.clone();
-    let short = shape::words(&actor.shape.state.shortfalls());
+    let short = shape::words(&actor.shape.state.shortfalls(actor.core.now_msec()));
     let before = actor.shape.unpublished.take();
     let record = actor.entry.with(|shared| {
         shared.force = force;

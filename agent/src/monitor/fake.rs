@@ -204,6 +204,7 @@ impl FakeMonitor {
                 memory.plugged_bytes = memory.requested_bytes.max(least);
                 let most = script.balloon_most_bytes.unwrap_or(u64::MAX);
                 memory.balloon_bytes = memory.balloon_target_bytes.min(most);
+                (memory.plug_unread, memory.balloon_unread) = (false, false);
                 if *memory != before {
                     events.push(Event::MemoryChanged(*memory));
                 }
@@ -470,11 +471,13 @@ fn reshape(told: &mut Told, command: Command) -> Option<Answer> {
         }
         Command::SetPlugged { bytes } => {
             let memory = told.memory.as_mut().filter(|memory| bytes <= memory.pluggable_bytes)?;
+            memory.plug_unread |= memory.requested_bytes != bytes;
             memory.requested_bytes = bytes;
             bytes.is_multiple_of(2 << 20).then_some(Answer::Memory(*memory))
         }
         Command::SetBalloon { bytes } => {
             let memory = told.memory.as_mut()?;
+            memory.balloon_unread |= memory.balloon_target_bytes != bytes;
             memory.balloon_target_bytes = bytes;
             (bytes < memory.boot_bytes + memory.plugged_bytes).then_some(Answer::Memory(*memory))
         }

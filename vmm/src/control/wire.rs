@@ -395,7 +395,8 @@ pub enum Event {
     Ended(ExitReason),
     /// The guest has ejected or taken vCPUs. Since version 2.
     CpusChanged(CpuStatus),
-    /// The guest has plugged, unplugged, inflated or deflated, or its driver came or went; at most a few per second. Since version 2.
+    /// The guest has plugged, unplugged, inflated or deflated, has noticed that it is where it shall be, or its driver came or went; at most
+    /// some twenty per second. Since version 2.
     MemoryChanged(MemoryStatus),
     /// The guest has let a device go: it is gone, its descriptors are closed. Since version 2.
     DeviceDetached {
@@ -547,12 +548,19 @@ pub struct MemoryStatus {
     pub plugged_bytes: u64,
     /// A driver serves the virtio-mem region.
     pub plug_driver: bool,
+    /// `requested_bytes` have changed since that driver read them: what it does may still be for an earlier size, so that `plugged_bytes`
+    /// may only be passing. False without a driver and from monitors that cannot tell.
+    #[serde(default)]
+    pub plug_unread: bool,
     /// What the guest was last asked to put into the balloon.
     pub balloon_target_bytes: u64,
     /// What the balloon holds.
     pub balloon_bytes: u64,
     /// A driver serves the balloon.
     pub balloon_driver: bool,
+    /// The same of that driver, `balloon_target_bytes` and `balloon_bytes`.
+    #[serde(default)]
+    pub balloon_unread: bool,
     /// What the balloon's driver says of the guest's memory; absent until it has. Nothing of it is to be trusted.
     #[serde(default)]
     pub guest: Option<GuestMemory>,

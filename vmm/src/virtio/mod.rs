@@ -27,6 +27,7 @@ mod served;
 pub(crate) mod testing;
 pub mod vsock;
 
+use std::cell::Cell;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
@@ -69,6 +70,30 @@ fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
     data[known..].fill(0);
 }
 
+/// Whether a target in the configuration space has changed under a driver that has not read it since.
+///
+/// Nothing in virtio acknowledges a change of the configuration. But a driver has to read a target before it can follow it, and Linux' reads
+/// it between two runs, never within one (`virtio_mem_run_wq`, `update_balloon_size_func`): what it does until then may still be for an
+/// earlier target, what it does afterwards is for this one.
+#[derive(Default)]
+struct Unread(Cell<bool>);
+
+impl Unread {
+    /// The driver has read its configuration space at `offset`, and the target begins at `target`. True when it is news to it.
+    fn read(&self, offset: u64, data: &[u8], target: u64) -> bool {
+        // A target in two halves is read from below: with its lowest byte the other half is as new.
+        (offset..offset.saturating_add(data.len() as u64)).contains(&target) && self.0.replace(false)
+    }
+
+    fn set(&self, unread: bool) {
+        self.0.set(unread);
+    }
+
+    fn get(&self) -> bool {
+        self.0.get()
+    }
+}
+
 /// Virtio device ids that Lathe has (virtio 1.2, section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
@@ -98,7 +123,7 @@ pub trait Interrupt: Send + Sync {
 
 /// How devices that give and take memory reach whoever runs the machine. Calls are cheap and may come from any thread.
 pub trait MemoryReport: Send + Sync {
-    /// The guest has more or less memory than before, or a driver came or went.
+    /// The guest has more or less memory than before, its driver has noticed that this is what it shall have, or a driver came or went.
     fn memory_changed(&self);
     /// Nobody can say any more what memory the guest has: the machine must end.
     fn memory_lost(&self, reason: &str);

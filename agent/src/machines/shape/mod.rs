@@ -24,6 +24,10 @@
 //! guest does not give back for [`UNPLUG_PATIENCE_MSEC`]. The limit of the cgroup and the books rise before the guest may have more, and
 //! follow what the monitor reports as held downwards.
 //!
+//! A guest that is told another size while it changes may pass it on its way to the earlier one: its drivers end what they are at before they
+//! look. So a size is in force when the guest has it, was told nothing else, and the monitor has seen its drivers read that (`plug_unread`,
+//! `balloon_unread`).
+//!
 //! Time is in milliseconds of one clock that never goes backwards. Nothing here waits: [`State::wake`] says when to look again.
 
 mod short;
@@ -426,12 +430,14 @@ impl State {
     fn begin(&mut self, now: Msec, operation: Operation, effects: &mut Vec<Effect>) {
         let reason = format!("replaced by operation {}", operation.number);
         self.end(now, Outcome::Partial, reason, effects);
+        if operation.target.memory_bytes != self.desired.memory_bytes {
+            self.standing_since = now;
+        }
         self.desired = operation.target;
         self.operations = self.operations.max(operation.number);
         self.trouble = None;
         self.agent_refuses = None;
         self.free_lanes();
-        self.standing_since = now;
         self.told_at = now;
         self.operation = Some(operation);
     }
@@ -570,7 +576,7 @@ impl State {
     fn judge(&mut self, now: Msec, effects: &mut Vec<Effect>) {
         let Some(operation) = &self.operation else { return };
         let (deadline, at_deadline) = (operation.deadline, operation.at_deadline);
-        let short = self.shortfalls();
+        let short = self.shortfalls(now);
         let expired = deadline.is_some_and(|deadline| now >= deadline);
         // It ends with the last limit written, so that what it says then is all there is.
         if self.host_is_behind(now) && !expired {
@@ -607,9 +613,11 @@ impl State {
         self.end(now, Outcome::Failed, reason, effects);
         effects.push(Effect::Desire(before));
         self.agent_refuses = None;
-        self.standing_since = now;
+        if before.memory_bytes != target.memory_bytes {
+            self.standing_since = now;
+        }
         self.free_lanes();
-        if !self.shortfalls().is_empty() {
+        if !self.shortfalls(now).is_empty() {
             self.go_on_in_background(now, target, effects);
         }
     }

@@ -53,6 +53,33 @@ enum Mail {
     Taken(Event, u64),
 }
 
+/// A run of a driver in the guest: it looks at its target, does all that is to be done, and looks again only then. What it is told meanwhile
+/// it does not know; that the monitor refuses what leads below a size that is not known yet is left out, so that nothing depends on it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Run {
+    up: bool,
+    /// Bytes to go; nothing: it looks.
+    left: u64,
+}
+
+impl Run {
+    fn new(has: u64, target: u64) -> Self {
+        Self { up: has < target, left: has.abs_diff(target) }
+    }
+
+    /// Goes on a little from `has`, within what is possible, beyond which the run is over; to where.
+    fn go_on(&mut self, has: u64, much: u64, possible: std::ops::RangeInclusive<u64>) -> u64 {
+        let much = much.min(self.left);
+        self.left -= much;
+        let to = if self.up { has + much } else { has.saturating_sub(much) };
+        let to_possible = to.clamp(*possible.start(), *possible.end());
+        if to != to_possible {
+            self.left = 0;
+        }
+        to_possible
+    }
+}
+
 struct World {
     state: State,
     now: Msec,
@@ -71,6 +98,12 @@ struct World {
     cpus: CpuStatus,
     placed: usize,
     memory: MemoryStatus,
+    plugs: Run,
+    balloons: Run,
+    /// When the plugged size changed last.
+    plugged_at: Msec,
+    /// The size that it was said to have come to rest at, until somebody disturbs it.
+    rests_at: Option<u64>,
     /// Bytes that the guest has taken back from the balloon and nobody knows of yet.
     taken: u64,
     number: u64,
@@ -97,6 +130,10 @@ impl World {
             cpus: CpuStatus::default(),
             placed: 0,
             memory: MemoryStatus::default(),
+            plugs: Run::default(),
+            balloons: Run::default(),
+            plugged_at: 0,
+            rests_at: None,
             taken: 0,
             number: 0,
             failed_at: 0,
@@ -121,7 +158,8 @@ impl World {
             balloon_driver: true,
             ..MemoryStatus::default()
         };
-        (self.on, self.taken) = (true, 0);
+        (self.plugs, self.balloons, self.plugged_at) = (Run::default(), Run::default(), self.now);
+        (self.on, self.taken, self.rests_at) = (true, 0, None);
         (self.quota, self.wall, self.iops) = (desired.cpu_milli, desired.memory_bytes, desired.iops);
         let force = Force {
             boot_cpus: vcpus,
@@ -167,6 +205,9 @@ impl World {
                         }
                         if let Some(deadline) = ended.operation.deadline {
                             assert!(ended.at <= deadline, "{ended:?} ended too late");
+                        }
+                        if ended.outcome == Outcome::Applied {
+                            self.comes_to_rest(ended.operation.target.memory_bytes);
                         }
                         self.ended.push(*ended);
                     }
@@ -231,6 +272,29 @@ impl World {
         }
     }
 
+    /// It was said that the guest has this, for good.
+    fn comes_to_rest(&mut self, bytes: u64) {
+        self.rests_at = None;
+        // Of what the guest has done by itself it will soon know.
+        if !self.on || self.mail.iter().any(|mail| matches!(mail, Mail::Taken(..))) {
+            return;
+        }
+        if self.memory.plugged_bytes == self.memory.requested_bytes {
+            self.rests_at = Some(bytes);
+        } else if self.mail.is_empty() && self.memory.plug_driver {
+            // It may be able to unplug the rest one day, but not now.
+            assert!(self.now >= self.plugged_at + UNPLUG_PATIENCE_MSEC, "it unplugs: {:?}", self.memory);
+        }
+        self.check_rest();
+    }
+
+    fn check_rest(&self) {
+        if let Some(bytes) = self.rests_at {
+            let (memory, plugs, balloons) = (self.memory, self.plugs, self.balloons);
+            assert_eq!(self.held(), bytes, "applied, and then: {memory:?}, {plugs:?}, {balloons:?}");
+        }
+    }
+
     /// The monitor's oldest message arrives.
     fn deliver(&mut self) {
         match self.mail.pop_front() {
@@ -278,6 +342,7 @@ impl World {
             }
             Step::SetPlugged(bytes) => {
                 assert!(bytes <= self.memory.pluggable_bytes && bytes.is_multiple_of(2 * MIB));
+                self.memory.plug_unread |= self.memory.plug_driver && self.memory.requested_bytes != bytes;
                 self.memory.requested_bytes = bytes;
             }
             Step::SetBalloon(bytes) => {
@@ -285,6 +350,7 @@ impl World {
                     let event = Event::Failed(number, "more than there is".to_owned());
                     return self.mail.push_back(Mail::Message(event));
                 }
+                self.memory.balloon_unread |= self.memory.balloon_target_bytes != bytes;
                 self.memory.balloon_target_bytes = bytes;
             }
             _ => unreachable!(),
@@ -311,29 +377,53 @@ impl World {
             return;
         }
         let much = (1 + much % 128) * 2 * MIB;
-        let memory = &mut self.memory;
-        memory.plug_driver = !self.mood.no_plug_driver;
-        if memory.plug_driver {
-            if memory.plugged_bytes < memory.requested_bytes {
-                memory.plugged_bytes = (memory.plugged_bytes + much).min(memory.requested_bytes);
-            } else {
-                let least = memory.requested_bytes.max(self.mood.pinned.min(memory.plugged_bytes));
-                memory.plugged_bytes = memory.plugged_bytes.saturating_sub(much).max(least);
-            }
-        }
-        let target = memory.balloon_target_bytes.min(self.mood.balloon_most);
-        if memory.balloon_bytes < target {
-            memory.balloon_bytes = (memory.balloon_bytes + much).min(target);
-        } else if memory.balloon_bytes > memory.balloon_target_bytes {
-            memory.balloon_bytes = memory.balloon_bytes.saturating_sub(much).max(memory.balloon_target_bytes);
-        }
-        // A balloon holds no more than there is.
-        memory.balloon_bytes = memory.balloon_bytes.min(memory.boot_bytes + memory.plugged_bytes - 64 * MIB);
+        self.guest_plugs(much);
+        let taken = self.guest_balloons(much);
         if self.cpus.target < self.cpus.present {
             self.cpus.present -= 1;
             self.mail.push_back(Mail::Message(Event::Cpus(self.cpus.clone())));
         }
-        self.mail.push_back(Mail::Message(Event::Memory(self.memory)));
+        self.taken += taken;
+        self.mail.push_back(match taken {
+            0 => Mail::Message(Event::Memory(self.memory)),
+            taken => Mail::Taken(Event::Memory(self.memory), taken),
+        });
+        self.check_rest();
+    }
+
+    fn guest_plugs(&mut self, much: u64) {
+        let Self { memory, plugs, mood, .. } = self;
+        if memory.plug_driver == mood.no_plug_driver {
+            *plugs = Run::default();
+            (memory.plug_driver, memory.plug_unread) = (!mood.no_plug_driver, false);
+        }
+        if !memory.plug_driver {
+            return;
+        }
+        if plugs.left == 0 {
+            memory.plug_unread = false;
+            *plugs = Run::new(memory.plugged_bytes, memory.requested_bytes);
+        }
+        let before = memory.plugged_bytes;
+        let (least, most) = (mood.pinned.min(before), memory.requested_bytes.max(before));
+        memory.plugged_bytes = plugs.go_on(before, much, least..=most);
+        if memory.plugged_bytes != before {
+            self.plugged_at = self.now;
+        }
+    }
+
+    /// What of it the guest has taken back from below the target, of which nobody knows yet.
+    fn guest_balloons(&mut self, much: u64) -> u64 {
+        let Self { memory, balloons, mood, .. } = self;
+        if balloons.left == 0 {
+            memory.balloon_unread = false;
+            *balloons = Run::new(memory.balloon_bytes, memory.balloon_target_bytes);
+        }
+        let before = memory.balloon_bytes;
+        // It holds no more than there is.
+        let most = (memory.boot_bytes + memory.plugged_bytes - 64 * MIB).min(mood.balloon_most.max(before));
+        memory.balloon_bytes = balloons.go_on(before, much, 0..=most);
+        before.min(memory.balloon_target_bytes).saturating_sub(memory.balloon_bytes)
     }
 
     /// The guest takes back what it has put into the balloon.
@@ -344,6 +434,7 @@ impl World {
         }
         self.memory.balloon_bytes -= bytes;
         self.taken += bytes;
+        self.rests_at = None;
         self.mail.push_back(Mail::Taken(Event::Memory(self.memory), bytes));
     }
 
@@ -353,10 +444,13 @@ impl World {
             let bytes = self.memory.balloon_bytes;
             self.taken += bytes;
             (self.memory.plugged_bytes, self.memory.balloon_bytes) = (0, 0);
+            (self.memory.plug_unread, self.memory.balloon_unread) = (false, false);
+            (self.plugs, self.balloons, self.plugged_at) = (Run::default(), Run::default(), self.now);
             self.cpus.present = self.cpus.target;
-            self.happen(Event::Rebooted);
+            self.rests_at = None;
             self.mail.push_back(Mail::Message(Event::Cpus(self.cpus.clone())));
             self.mail.push_back(Mail::Taken(Event::Memory(self.memory), bytes));
+            self.happen(Event::Rebooted);
         }
     }
 
@@ -379,6 +473,7 @@ impl World {
             at_deadline: if random >> 63 == 0 { AtDeadline::Keep } else { AtDeadline::Revert },
         };
         let before = self.state.desired;
+        self.rests_at = None;
         self.happen(Event::Asked(operation));
         let last = self.ended.last().filter(|ended| ended.operation.number == self.number);
         match last.map(|ended| ended.outcome) {
@@ -462,7 +557,7 @@ impl World {
             self.guest_acts(255);
             self.wait(100);
         }
-        let short = self.state.shortfalls();
+        let short = self.state.shortfalls(self.now);
         assert!(short.iter().all(|short| short.until_restart), "{short:?} {:?}", self.state);
         assert!(self.state.operation.is_none(), "{:?}", self.state.operation);
         let desired = self.state.desired;
@@ -504,6 +599,130 @@ fn what_a_guest_only_claims_to_have_given_back_is_partial_and_said() {
     assert_eq!(ended.outcome, Outcome::Partial);
     assert!(ended.reason.contains("the host still holds up to 128 MiB more"), "{}", ended.reason);
     assert_eq!(world.state.books.memory_bytes, 256 * MIB, "what is charged cannot be sold");
+    world.come_to_rest();
+}
+
+/// A change of memory that ends, come what may, 30 s from now.
+fn ask_memory(world: &mut World, mib: u64) {
+    world.number += 1;
+    let before = world.state.desired;
+    let target = Desired { memory_bytes: mib * MIB, ..before };
+    world.rests_at = None;
+    world.happen(Event::Asked(Operation {
+        number: world.number,
+        target,
+        before,
+        base_revision: 0,
+        began: world.now,
+        deadline: Some(world.now + 30_000),
+        at_deadline: AtDeadline::Keep,
+    }));
+    world.post();
+}
+
+fn outcome(world: &World) -> Option<Outcome> {
+    let last = world.ended.last().filter(|ended| ended.operation.number == world.number);
+    last.map(|ended| ended.outcome)
+}
+
+/// The guest's drivers do this much.
+fn act(world: &mut World, mib: u64) {
+    world.guest_acts(mib / 2 - 1);
+    world.post();
+}
+
+fn reach(world: &mut World, mib: u64) {
+    ask_memory(world, mib);
+    for _ in 0..40 {
+        act(world, 256);
+        world.wait(100);
+    }
+    assert_eq!((outcome(world), world.held()), (Some(Outcome::Applied), mib * MIB));
+}
+
+/// From one size to another, and when so much has moved to a third.
+fn turn_round(from: u64, to: u64, moved: u64, instead: u64) {
+    let mut world = World::new();
+    reach(&mut world, from);
+    ask_memory(&mut world, to);
+    if moved == 0 {
+        // It has looked, no more.
+        let memory = &mut world.memory;
+        (memory.plug_unread, memory.balloon_unread) = (false, false);
+        world.plugs = Run::new(memory.plugged_bytes, memory.requested_bytes);
+        world.balloons = Run::new(memory.balloon_bytes, memory.balloon_target_bytes);
+        world.mail.push_back(Mail::Message(Event::Memory(world.memory)));
+        world.post();
+    } else {
+        act(&mut world, moved);
+    }
+    assert_eq!(world.held(), instead * MIB, "it passes there");
+    ask_memory(&mut world, instead);
+    assert_eq!(outcome(&world), None, "{from} {to} {instead}");
+    act(&mut world, 4);
+    assert_ne!(world.held(), instead * MIB, "it goes on");
+    for _ in 0..20 {
+        act(&mut world, 256);
+        world.wait(100);
+    }
+    assert_eq!((outcome(&world), world.held()), (Some(Outcome::Applied), instead * MIB));
+}
+
+#[test]
+fn a_size_that_the_guest_passes_on_its_way_to_an_earlier_one_is_not_applied() {
+    // It plugs at most what is requested, so that there is nothing to pass upwards.
+    turn_round(800, 600, 100, 700);
+    turn_round(256, 64, 64, 192);
+    turn_round(64, 256, 64, 128);
+}
+
+#[test]
+fn a_size_that_the_guest_is_about_to_leave_is_not_applied() {
+    turn_round(800, 600, 0, 800);
+    turn_round(256, 128, 0, 256);
+    turn_round(64, 256, 0, 64);
+}
+
+#[test]
+fn what_is_still_being_unplugged_is_not_applied_even_if_the_balloon_makes_up_for_it() {
+    let mut world = World::new();
+    reach(&mut world, 800);
+    world.mood.pinned = 444 * MIB;
+    ask_memory(&mut world, 600);
+    act(&mut world, 256);
+    while world.memory.balloon_target_bytes != 100 * MIB {
+        world.wait(100);
+        world.post();
+    }
+    // No sooner has the balloon been told than it goes on.
+    for mib in [440, 436] {
+        world.mood.pinned = mib * MIB;
+        act(&mut world, 256);
+        while world.held() != 600 * MIB {
+            world.wait(100);
+            act(&mut world, 256);
+        }
+        assert_eq!((world.memory.plugged_bytes, outcome(&world)), (mib * MIB, None));
+    }
+    world.wait(10_000);
+    let ended = world.ended.last().unwrap();
+    assert_eq!(ended.outcome, Outcome::Applied);
+    assert_eq!(ended.at, world.plugged_at + UNPLUG_PATIENCE_MSEC);
+}
+
+#[test]
+fn a_guest_that_never_looks_does_not_keep_an_operation_from_its_end() {
+    let mut world = World::new();
+    reach(&mut world, 800);
+    world.mood.deaf = true;
+    ask_memory(&mut world, 600);
+    ask_memory(&mut world, 800);
+    world.wait(29_000);
+    assert_eq!((world.held(), outcome(&world)), (800 * MIB, None));
+    world.wait(2000);
+    let ended = world.ended.last().unwrap();
+    assert_eq!((outcome(&world), ended.at), (Some(Outcome::Partial), ended.operation.began + 30_000));
+    assert_eq!(ended.reason, "its guest has 800 MiB just now, but has not come to rest there");
     world.come_to_rest();
 }
 

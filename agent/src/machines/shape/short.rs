@@ -4,7 +4,7 @@ use lathe_shard::{Bytes, Iops, MilliCpu};
 use lathe_vmm::control::wire::{CpuStatus, MemoryStatus};
 
 use super::steps::memory_limit;
-use super::{Force, State, held_bytes};
+use super::{Force, Msec, State, held_bytes};
 use crate::machines::record::vcpus_for;
 use crate::machines::resize::carried_milli;
 
@@ -31,8 +31,8 @@ pub fn words(shortfalls: &[Short]) -> String {
 }
 
 impl State {
-    /// What is not in force; empty for a machine that is off: it starts with what is desired.
-    pub fn shortfalls(&self) -> Vec<Short> {
+    /// What is not in force at `now`; empty for a machine that is off: it starts with what is desired.
+    pub fn shortfalls(&self, now: Msec) -> Vec<Short> {
         let mut all = Vec::new();
         let Some(force) = &self.force else { return all };
         let in_force = force.quota.is_some_and(|quota| quota.0 == self.desired.cpu_milli)
@@ -65,7 +65,7 @@ impl State {
             }
         }
         match &force.memory {
-            Some(memory) => self.short_memory(force, memory, &mut all),
+            Some(memory) => self.short_memory(now, force, memory, &mut all),
             None if force.boot_bytes != self.desired.memory_bytes => all.push(until_restart(format!(
                 "it keeps {} of memory until its next start",
                 Bytes(force.boot_bytes)
@@ -108,7 +108,7 @@ impl State {
         }
     }
 
-    fn short_memory(&self, force: &Force, memory: &MemoryStatus, all: &mut Vec<Short>) {
+    fn short_memory(&self, now: Msec, force: &Force, memory: &MemoryStatus, all: &mut Vec<Short>) {
         let limit = memory_limit(memory.boot_bytes, memory.pluggable_bytes);
         let goal = self.memory_goal().unwrap_or(limit);
         if self.desired.memory_bytes > limit {
@@ -125,6 +125,11 @@ impl State {
             all.push(waits(too_much(memory, held, goal)));
         } else if self.may_hold(force) > goal || force.wall_bytes.is_none() {
             all.push(waits(self.trouble.clone().unwrap_or_else(|| "its limits are being set".to_owned())));
+        } else if !self.memory_rests(now) {
+            all.push(waits(format!(
+                "its guest has {} just now, but has not come to rest there",
+                Bytes(goal)
+            )));
         } else if let Some(over) =
             force.wall_bytes.and_then(|wall| wall.checked_sub(goal)).filter(|over| *over > 0)
         {

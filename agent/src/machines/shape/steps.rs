@@ -40,8 +40,9 @@ impl State {
             (None, Some(step)) => Some(lane.gate(&step)),
             _ => None,
         };
-        let patience = (now < self.patience_ends() && self.memory_step(now) != self.memory_step(Msec::MAX))
-            .then(|| self.patience_ends());
+        let waits = |at: Msec| (self.memory_step(at), self.operation.is_some() && self.memory_rests(at));
+        let patience =
+            (now < self.patience_ends() && waits(now) != waits(Msec::MAX)).then(|| self.patience_ends());
         let gates = [
             gate(&self.host, self.host_step()),
             gate(&self.disks, self.disks_step()),
@@ -183,12 +184,37 @@ impl State {
         wanted - wanted % PAGE_BYTES
     }
 
+    /// Bytes that shall be plugged.
+    fn plug_wanted(memory: &MemoryStatus, goal: u64) -> u64 {
+        let plug = goal.saturating_sub(memory.boot_bytes).min(memory.pluggable_bytes);
+        plug - plug % BLOCK_BYTES
+    }
+
+    /// A guest that has what it shall have stays there: its drivers have their last targets and know them. With an earlier target it would
+    /// only be passing.
+    ///
+    /// It also rests if it has not been able to unplug any more for a while, and the balloon makes up for that. It goes on trying, and the
+    /// balloon would follow.
+    pub(super) fn memory_rests(&self, now: Msec) -> bool {
+        let Some(memory) = self.force.as_ref().and_then(|force| force.memory.as_ref()) else { return true };
+        let Some(goal) = self.memory_goal() else { return true };
+        let targets = (memory.requested_bytes, memory.balloon_target_bytes);
+        let last = self.memory.last.as_ref().filter(|_| self.memory.busy.is_some());
+        let on_its_way = match last.map(|(step, _)| step) {
+            Some(Step::SetPlugged(bytes)) => *bytes != targets.0,
+            Some(Step::SetBalloon(bytes)) => *bytes != targets.1,
+            _ => false,
+        };
+        let unplugs = memory.plugged_bytes != targets.0 && memory.plug_driver && now < self.patience_ends();
+        targets == (Self::plug_wanted(memory, goal), self.balloon_wanted(now, memory, goal))
+            && !(on_its_way || memory.plug_unread || memory.balloon_unread || unplugs)
+    }
+
     fn memory_step(&self, now: Msec) -> Option<Step> {
         let force = self.force.as_ref()?;
         let memory = force.memory.as_ref()?;
         let goal = self.memory_goal()?;
-        let plug = goal.saturating_sub(memory.boot_bytes).min(memory.pluggable_bytes);
-        let plug = plug - plug % BLOCK_BYTES;
+        let plug = Self::plug_wanted(memory, goal);
         let balloon = self.balloon_wanted(now, memory, goal);
         // What takes comes before what gives, so that the room that giving needs is no more than the goal.
         if plug < memory.requested_bytes {

@@ -37,7 +37,7 @@ use self::pages::FRAME_BYTES;
 use super::chain::{Chain, ChainError, Half};
 use super::served::ServedQueue;
 use super::{
-    ActivateError, Activation, ActiveQueue, DeviceKind, Interrupt, Memory, MemoryReport,
+    ActivateError, Activation, ActiveQueue, DeviceKind, Interrupt, Memory, MemoryReport, Unread,
     VIRTIO_F_RING_EVENT_IDX, VIRTIO_F_RING_INDIRECT_DESC, VirtioDevice, Watcher,
 };
 use crate::control::wire::GuestMemory;
@@ -60,6 +60,7 @@ const TOKEN_LATER: u32 = 17;
 pub const FRESH: Duration = Duration::from_secs(1);
 
 const CONFIG_BYTES: usize = 16;
+const CONFIG_TARGET: u64 = 0;
 const CONFIG_ACTUAL: u64 = 4;
 /// Most page frames of one chain; Linux sends 256.
 const MAX_CHAIN_FRAMES: usize = 1 << 16;
@@ -100,6 +101,7 @@ struct Running {
 /// The device.
 pub struct Balloon {
     target: u32,
+    unread: Unread,
     actual: u32,
     guest: Option<GuestMemory>,
     asked: Option<Instant>,
@@ -120,6 +122,8 @@ pub struct BalloonState {
     pub actual: u64,
     /// A driver is there.
     pub driver: bool,
+    /// What the balloon shall hold has changed since it read that.
+    pub unread: bool,
     /// The last statistics.
     pub guest: Option<GuestMemory>,
 }
@@ -133,6 +137,7 @@ impl Balloon {
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         Ok(Self {
             target: 0,
+            unread: Unread::default(),
             actual: 0,
             guest: None,
             asked: None,
@@ -156,6 +161,7 @@ impl Balloon {
             target: u64::from(self.target) * FRAME_BYTES,
             actual: u64::from(self.actual) * FRAME_BYTES,
             driver: self.running.is_some(),
+            unread: self.running.is_some() && self.unread.get(),
             guest: self.guest,
         }
     }
@@ -166,10 +172,12 @@ impl Balloon {
     /// A sentence, when it is no multiple of a page or more than page numbers can say.
     pub fn set_target(&mut self, bytes: u64) -> Result<(), String> {
         let frames = u32::try_from(bytes / FRAME_BYTES).ok().filter(|_| bytes.is_multiple_of(FRAME_BYTES));
-        self.target = frames.ok_or_else(|| {
+        let frames = frames.ok_or_else(|| {
             format!("{bytes} bytes in the balloon; a multiple of {FRAME_BYTES} below 16 TiB is possible")
         })?;
+        let before = std::mem::replace(&mut self.target, frames);
         if let Some(running) = &self.running {
+            self.unread.set(self.unread.get() || before != frames);
             running.interrupt.config();
         }
         Ok(())
@@ -391,6 +399,11 @@ impl VirtioDevice for Balloon {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         super::read_config_bytes(&self.config(), offset, data);
+        let news = self.unread.read(offset, data, CONFIG_TARGET);
+        // Otherwise it will soon be told with what the driver does about it.
+        if news && self.actual == self.target {
+            self.report.memory_changed();
+        }
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
@@ -426,6 +439,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn reset(&mut self) {
+        self.unread.set(false);
         if self.running.take().is_some() {
             self.later.forget();
             self.forget();

@@ -118,6 +118,33 @@ fn target_and_account_meet_in_the_configuration() {
 }
 
 #[test]
+fn a_target_is_unread_until_its_driver_has_read_it() {
+    let (mut bench, report) = bench();
+    let look = |bench: &Bench<Balloon>| bench.device.read_config(CONFIG_TARGET, &mut [0; 4]);
+    assert!(!bench.device.look().unread, "it will read it");
+    bench.device.set_target(3 * FRAME_BYTES).unwrap();
+    assert!(bench.device.look().unread);
+    look(&bench);
+    bench.device.write_config(CONFIG_ACTUAL, &2u32.to_le_bytes());
+    // While it is at it: what it holds is what it shall hold, but it does not know and goes on.
+    bench.device.set_target(2 * FRAME_BYTES).unwrap();
+    let state = bench.device.look();
+    assert!(state.actual == state.target && state.unread);
+    let before = report.changes();
+    bench.device.read_config(CONFIG_ACTUAL, &mut [0; 4]);
+    assert!(bench.device.look().unread && report.changes() == before, "that is something else");
+    look(&bench);
+    look(&bench);
+    assert!(!bench.device.look().unread && report.changes() == before + 1);
+    bench.device.set_target(2 * FRAME_BYTES).unwrap();
+    assert!(!bench.device.look().unread, "a reminder");
+    bench.device.set_target(4 * FRAME_BYTES).unwrap();
+    assert!(bench.device.look().unread);
+    bench.restart(ALL);
+    assert!(!bench.device.look().unread, "nobody is on the way to anything");
+}
+
+#[test]
 fn statistics_come_when_they_are_asked_for() {
     let (mut bench, _) = bench();
     let send = |bench: &mut Bench<Balloon>, free: u64| {

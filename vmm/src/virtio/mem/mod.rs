@@ -8,6 +8,9 @@
 //!   served. VIRTIO_MEM_F_ACPI_PXM is not offered: there is one NUMA node.
 //! - All of the region is usable always. Growing `usable_region_size` with each request, as QEMU does, keeps blocks together, but Linux
 //!   takes the lowest ones anyhow, and a size that never changes has no races.
+//! - After a change of what is requested the driver may be in a run for an earlier size. Until it has read the new one (`Unread`) it unplugs
+//!   nothing below it: BUSY, which is allowed at any time (5.15.6.4.2). Afterwards it may unplug as it likes: Linux does so with blocks that
+//!   it has plugged and cannot use after all, and would do nothing else any more if that was refused. UNPLUG ALL is never refused.
 //! - A reset by the driver unplugs nothing (5.15.5.2): the next driver asks for the state, or unplugs all. A restart of the machine
 //!   unplugs all and keeps what is requested, so that the next boot plugs as much again.
 
@@ -20,7 +23,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::chain::{Chain, ChainError};
 use super::served::ServedQueue;
 use super::{
-    ActivateError, Activation, DeviceKind, Interrupt, Memory, MemoryReport, VIRTIO_F_RING_EVENT_IDX,
+    ActivateError, Activation, DeviceKind, Interrupt, Memory, MemoryReport, Unread, VIRTIO_F_RING_EVENT_IDX,
     VirtioDevice,
 };
 use crate::hotmem::{BLOCK_BYTES, Plugged, Refused, Region};
@@ -29,6 +32,8 @@ const VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
 /// One queue; the Linux driver has one request outstanding.
 const QUEUE_SIZES: [u16; 1] = [16];
 const CONFIG_BYTES: usize = 56;
+/// `requested_size` of `struct virtio_mem_config` (5.15.4).
+const CONFIG_REQUESTED: u64 = 48;
 /// `struct virtio_mem_req` and `struct virtio_mem_resp` (5.15.6).
 const REQUEST_BYTES: usize = 24;
 const RESPONSE_BYTES: usize = 10;
@@ -50,7 +55,7 @@ enum Reply {
     Ack = 0,
     /// More than is requested: the driver waits for a change of the configuration.
     Nack = 1,
-    /// The host cannot now: the driver tries again later.
+    /// Not now: the driver tries again later, and when its configuration changes.
     Busy = 2,
     /// The request makes no sense.
     Error = 3,
@@ -70,6 +75,7 @@ pub struct MemDevice {
     /// Most that may be requested; the region may be larger, because it ends with a whole memory block of the guest.
     limit: u64,
     requested: u64,
+    unread: Unread,
     running: Option<Running>,
     chain: Chain,
     report: Arc<dyn MemoryReport>,
@@ -86,12 +92,15 @@ pub struct MemState {
     pub plugged: u64,
     /// A driver is there.
     pub driver: bool,
+    /// What is requested has changed since it read that.
+    pub unread: bool,
 }
 
 impl MemDevice {
     /// A device for `region` at guest address `start`, of which `limit` bytes may be plugged.
     pub fn new(region: Region, start: u64, limit: u64, report: Arc<dyn MemoryReport>) -> Self {
-        Self { region, start, limit, requested: 0, running: None, chain: Chain::default(), report }
+        let (unread, chain) = (Unread::default(), Chain::default());
+        Self { region, start, limit, requested: 0, unread, running: None, chain, report }
     }
 
     /// What there is to see.
@@ -101,6 +110,7 @@ impl MemDevice {
             requested: self.requested,
             plugged: self.region.plugged_bytes(),
             driver: self.running.is_some(),
+            unread: self.running.is_some() && self.unread.get(),
         }
     }
 
@@ -116,8 +126,9 @@ impl MemDevice {
             ));
         }
         // The same again is a reminder: Linux retries by itself, but less and less often.
-        self.requested = bytes;
+        let before = std::mem::replace(&mut self.requested, bytes);
         if let Some(running) = &self.running {
+            self.unread.set(self.unread.get() || before != bytes);
             running.interrupt.config();
         }
         Ok(())
@@ -151,6 +162,12 @@ impl MemDevice {
         (count > 0 && start.is_multiple_of(BLOCK_BYTES) && end <= self.region.bytes()).then_some(start..end)
     }
 
+    /// A driver that does not know yet what is requested would go below it with blocks that it has.
+    fn goes_astray(&self, blocks: &Range<u64>) -> bool {
+        let left = self.region.plugged_bytes().saturating_sub(blocks.end - blocks.start);
+        left < self.requested && self.unread.get() && self.region.state(blocks) == Plugged::All
+    }
+
     /// Carries a request out: the answer and, if it was asked for, the state.
     fn handle(&mut self, request: &[u8; REQUEST_BYTES]) -> (Reply, u16) {
         let kind = u16::from_le_bytes([request[0], request[1]]);
@@ -164,6 +181,7 @@ impl MemDevice {
                 return (Reply::Nack, 0);
             }
             PLUG => self.region.plug(blocks),
+            UNPLUG if self.goes_astray(&blocks) => return (Reply::Busy, 0),
             UNPLUG => self.region.unplug(&blocks),
             STATE => {
                 let state = match self.region.state(&blocks) {
@@ -250,6 +268,11 @@ impl VirtioDevice for MemDevice {
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         super::read_config_bytes(&self.config(), offset, data);
+        let news = self.unread.read(offset, data, CONFIG_REQUESTED);
+        // Otherwise it will soon be told with what the driver does about it.
+        if news && self.region.plugged_bytes() == self.requested {
+            self.report.memory_changed();
+        }
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
@@ -267,6 +290,7 @@ impl VirtioDevice for MemDevice {
     }
 
     fn reset(&mut self) {
+        self.unread.set(false);
         if self.running.take().is_some() {
             self.report.memory_changed();
         }

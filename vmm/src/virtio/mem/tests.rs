@@ -75,6 +75,14 @@ fn reply(bench: &mut Bench<MemDevice>, kind: u16, address: u64, blocks: u16) -> 
     ask(bench, kind, address, blocks).0
 }
 
+/// Reads what is requested, as Linux does between two runs: in two halves, from below.
+fn look(bench: &mut Bench<MemDevice>) -> u64 {
+    let mut requested = [0; 8];
+    bench.device.read_config(CONFIG_REQUESTED, &mut requested[..4]);
+    bench.device.read_config(CONFIG_REQUESTED + 4, &mut requested[4..]);
+    u64::from_le_bytes(requested)
+}
+
 const ACK: u16 = Reply::Ack as u16;
 const NACK: u16 = Reply::Nack as u16;
 const BUSY: u16 = Reply::Busy as u16;
@@ -92,9 +100,11 @@ fn a_driver_plugs_what_is_requested_and_no_more() {
     assert_eq!(ask(&mut bench, STATE, START, 1), (ACK, STATE_UNPLUGGED));
     assert_eq!(ask(&mut bench, STATE, START, 2), (ACK, STATE_MIXED));
     assert_eq!(ask(&mut bench, STATE, START + BLOCK_BYTES, 4), (ACK, STATE_PLUGGED));
+    assert_eq!(look(&mut bench), 4 * BLOCK_BYTES);
     assert_eq!(reply(&mut bench, UNPLUG, START + BLOCK_BYTES, 1), ACK);
     assert_eq!(reply(&mut bench, UNPLUG, START + BLOCK_BYTES, 2), ERROR, "it has the second only");
-    let state = MemState { limit: LIMIT, requested: 4 * BLOCK_BYTES, plugged: 3 * BLOCK_BYTES, driver: true };
+    let (requested, plugged) = (4 * BLOCK_BYTES, 3 * BLOCK_BYTES);
+    let state = MemState { limit: LIMIT, requested, plugged, driver: true, unread: false };
     assert_eq!(bench.device.state(), state);
     assert_eq!(reply(&mut bench, UNPLUG_ALL, 7, 9), ACK);
     assert_eq!(bench.device.state().plugged, 0);
@@ -145,8 +155,71 @@ fn a_reset_keeps_what_is_plugged_and_a_withdrawal_keeps_what_is_requested() {
     bench.device.reset();
     assert!(!bench.device.state().driver);
     bench.device.withdraw().unwrap();
-    let state = MemState { limit: LIMIT, requested: LIMIT, plugged: 0, driver: false };
+    let state = MemState { limit: LIMIT, requested: LIMIT, plugged: 0, driver: false, unread: false };
     assert_eq!(bench.device.state(), state);
+}
+
+#[test]
+fn a_run_for_an_earlier_size_ends_at_the_new_one() {
+    let mut bench = bench();
+    bench.device.set_requested(8 * BLOCK_BYTES).unwrap();
+    assert_eq!(look(&mut bench), 8 * BLOCK_BYTES);
+    assert_eq!(reply(&mut bench, PLUG, START, 8), ACK);
+    bench.device.set_requested(2 * BLOCK_BYTES).unwrap();
+    assert_eq!(look(&mut bench), 2 * BLOCK_BYTES);
+    assert_eq!(reply(&mut bench, UNPLUG, START + 7 * BLOCK_BYTES, 1), ACK);
+    // While it is at it.
+    bench.device.set_requested(6 * BLOCK_BYTES).unwrap();
+    assert_eq!(reply(&mut bench, UNPLUG, START + 6 * BLOCK_BYTES, 1), ACK);
+    let state = bench.device.state();
+    assert!(state.plugged == state.requested && state.unread, "it may only be passing");
+    assert_eq!(reply(&mut bench, UNPLUG, START + 5 * BLOCK_BYTES, 1), BUSY);
+    assert_eq!(reply(&mut bench, UNPLUG, START + 6 * BLOCK_BYTES, 1), ERROR, "it does not have that");
+    assert_eq!(bench.device.state(), state);
+    assert_eq!(look(&mut bench), 6 * BLOCK_BYTES);
+    assert_eq!(bench.device.state(), MemState { unread: false, ..state });
+    // A block that it cannot use after all goes back, even if all is as requested.
+    assert_eq!(reply(&mut bench, UNPLUG, START + 5 * BLOCK_BYTES, 1), ACK);
+    bench.device.set_requested(7 * BLOCK_BYTES).unwrap();
+    assert_eq!(reply(&mut bench, UNPLUG, START, 1), BUSY);
+    assert_eq!(reply(&mut bench, UNPLUG_ALL, 0, 0), ACK, "it begins anew");
+}
+
+#[test]
+fn a_size_is_unread_until_its_driver_has_read_it_and_a_reminder_changes_nothing() {
+    let report = Arc::new(FakeReport::default());
+    let region = Region::new(BYTES, Box::new(Yielding::default()));
+    let device = MemDevice::new(region, START, LIMIT, report.clone());
+    let mut bench = Bench::new(device, VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE);
+    let unread = |bench: &Bench<MemDevice>| bench.device.state().unread;
+    assert!(!unread(&bench), "it will read it");
+    bench.device.set_requested(BLOCK_BYTES).unwrap();
+    bench.device.set_requested(0).unwrap();
+    assert!(unread(&bench));
+    let before = report.changes();
+    bench.device.read_config(0, &mut [0; CONFIG_REQUESTED as usize]);
+    bench.device.read_config(CONFIG_REQUESTED + 4, &mut [0; 8]);
+    assert!(unread(&bench) && report.changes() == before, "that is something else");
+    look(&mut bench);
+    assert!(!unread(&bench) && report.changes() == before + 1, "it has nothing and knows that it shall not");
+    look(&mut bench);
+    bench.device.set_requested(0).unwrap();
+    assert!(!unread(&bench) && report.changes() == before + 1);
+    bench.device.set_requested(BLOCK_BYTES).unwrap();
+    assert!(unread(&bench));
+    look(&mut bench);
+    assert!(
+        !unread(&bench) && report.changes() == before + 1,
+        "what it does now is worth telling, this is not"
+    );
+    bench.restart(VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE);
+    bench.device.set_requested(2 * BLOCK_BYTES).unwrap();
+    assert!(unread(&bench));
+    bench.device.reset();
+    bench.device.set_requested(3 * BLOCK_BYTES).unwrap();
+    assert!(!unread(&bench), "nobody is on the way to anything");
+    bench.restart(VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE);
+    assert!(!unread(&bench));
 }
 
 #[test]
@@ -200,6 +273,7 @@ fn broken_chains_stop_the_device_and_a_driver_that_touches_anything_is_not_serve
 enum Move {
     Ask { kind: u16, address: u64, blocks: u16 },
     Request(u64),
+    Look,
 }
 
 fn moves() -> impl Strategy<Value = Move> {
@@ -211,6 +285,7 @@ fn moves() -> impl Strategy<Value = Move> {
         6 => (prop_oneof![Just(PLUG), Just(PLUG), Just(UNPLUG), Just(STATE), any::<u16>()], address, blocks)
             .prop_map(|(kind, address, blocks)| Move::Ask { kind, address, blocks }),
         1 => (0..=LIMIT / BLOCK_BYTES).prop_map(|blocks| Move::Request(blocks * BLOCK_BYTES)),
+        1 => Just(Move::Look),
     ]
 }
 
@@ -222,16 +297,22 @@ fn named(address: u64, blocks: u16) -> Option<Range<usize>> {
 }
 
 proptest! {
-    /// Whatever it asks for: it has what it was told, never more than was requested when it got it.
+    /// Whatever it asks for: it has what it was told, never more than was requested when it got it, and while it does not know what is
+    /// requested it goes no further below that.
     #[test]
     fn a_hostile_driver_gets_what_the_rules_give(steps in prop::collection::vec(moves(), 1..60)) {
         let mut bench = bench();
-        let (mut has, mut requested) = (vec![false; (BYTES / BLOCK_BYTES) as usize], 0);
+        let (mut has, mut requested, mut knows) = (vec![false; (BYTES / BLOCK_BYTES) as usize], 0, true);
         for step in steps {
             match step {
                 Move::Request(bytes) => {
                     bench.device.set_requested(bytes).unwrap();
+                    knows &= requested == bytes;
                     requested = bytes;
+                }
+                Move::Look => {
+                    prop_assert_eq!(look(&mut bench), requested);
+                    knows = true;
                 }
                 Move::Ask { kind, address, blocks } => {
                     let count = |has: &[bool]| has.iter().filter(|b| **b).count() as u64 * BLOCK_BYTES;
@@ -244,6 +325,7 @@ proptest! {
                         (PLUG | UNPLUG | STATE, None) => ERROR,
                         (PLUG, Some(_)) if count(&has) + u64::from(blocks) * BLOCK_BYTES > requested => NACK,
                         (PLUG | UNPLUG, Some(range)) if has[range.clone()].contains(&(kind == PLUG)) => ERROR,
+                        (UNPLUG, Some(range)) if !knows && count(&has) < requested + range.len() as u64 * BLOCK_BYTES => BUSY,
                         (PLUG | UNPLUG, Some(range)) => {
                             has[range].fill(kind == PLUG);
                             ACK
@@ -258,6 +340,7 @@ proptest! {
                     };
                     prop_assert_eq!(said, expected);
                     prop_assert_eq!(bench.device.state().plugged, count(&has));
+                    prop_assert_eq!(bench.device.state().unread, !knows);
                 }
             }
         }
