@@ -74,6 +74,14 @@ pub enum Error {
         /// The most.
         most: u64,
     },
+    /// More addresses than one tap may have.
+    #[error("{link} may have {most} prefixes at most")]
+    TooManyAddresses {
+        /// The interface.
+        link: IfName,
+        /// So many.
+        most: usize,
+    },
     /// The tap itself.
     #[error(transparent)]
     Tap(#[from] TapError),
@@ -85,7 +93,7 @@ pub(crate) fn check_for(source: &io::Error) -> &'static str {
         Some(libc::EPERM | libc::EACCES) => "CAP_NET_ADMIN of this service",
         Some(libc::ENODEV) => "the interface was removed meanwhile",
         Some(libc::ENOENT | libc::EOPNOTSUPP) => {
-            "kernel modules: bridge, tun, ifb, sch_htb, sch_fq_codel, sch_ingress, cls_u32, act_mirred"
+            "kernel modules: bridge, tun, ifb, sch_htb, sch_fq_codel, sch_ingress, cls_u32, cls_bpf, act_mirred, act_skbedit"
         }
         Some(libc::EBUSY) => "another process holds it",
         Some(libc::EEXIST) => "the name is taken",

@@ -29,24 +29,30 @@
 
 pub mod addr;
 pub mod bridge;
+mod cbpf;
 pub mod codec;
 mod error;
+mod ingress;
+pub mod mark;
 pub mod name;
 pub mod nat;
 mod netlink;
 pub mod port;
 pub mod rate;
 pub mod shape;
+pub mod spoof;
 #[allow(unsafe_code, reason = "the tun ioctls")]
 pub mod tap;
 
 pub use addr::{Mac, Prefix, mac_for};
 pub use bridge::Bridge;
 pub use error::{Error, Outcome};
+pub use mark::Marking;
 pub use name::IfName;
 pub use nat::{Nat, NatError, Proto, Publish};
 pub use netlink::Netlink;
 pub use port::{FoundLink, LinkKind, LinkStats, Network, Port, PortFd, PortSpec};
 pub use rate::{BitRate, Patch, RatePatch};
 pub use shape::{Direction, Shaping, ShapingState};
+pub use spoof::{AntiSpoof, AntiSpoofState};
 pub use tap::{Tap, TapError};

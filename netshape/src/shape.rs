@@ -18,15 +18,15 @@ use netlink_packet_route::tc::{TcHandle, TcOption, TcQdiscFqCodelOption};
 
 use crate::codec::{HtbClass, HtbQdisc, ticks_of};
 use crate::error::Error;
+use crate::ingress;
 use crate::name::IfName;
-use crate::netlink::{At, CLSACT, Existing, Link, LinkChange, Netlink, TcObject, failed};
+use crate::netlink::{At, Existing, Link, LinkChange, Netlink, TcObject, failed};
 use crate::rate::{BitRate, Patch, RatePatch, UNLIMITED};
 
 const HTB: &str = "htb";
 const ROOT: At = At { handle: TcHandle { major: 1, minor: 0 }, parent: TcHandle::ROOT };
 const CLASS: At = At { handle: TcHandle { major: 1, minor: 1 }, parent: TcHandle { major: 1, minor: 0 } };
 const LEAF: At = At { handle: TcHandle { major: 0x10, minor: 0 }, parent: TcHandle { major: 1, minor: 1 } };
-const INGRESS: At = At { handle: CLSACT, parent: TcHandle::CLSACT };
 
 const FQ_CODEL: &str = "fq_codel";
 const FQ_CODEL_INTERVAL_USEC: u32 = 100_000;
@@ -91,7 +91,7 @@ impl Shaping {
             if there.is_some() || rate != UNLIMITED {
                 let ifb_link = ensure_ifb(nl, &ifb, there).await?;
                 shape_link(nl, &ifb, ifb_link.index, rate).await?;
-                redirect(nl, tap, link.index, ifb_link.index).await?;
+                ingress::redirect(nl, tap, link.index, ifb_link.index).await?;
             }
         }
         let state = Shaping::read(nl, tap).await?;
@@ -110,7 +110,7 @@ impl Shaping {
         let ifb = IfName::ifb_of(tap)?;
         let from_guest = match nl.link(&ifb).await? {
             // An ifb to which nothing is sent, after a crash half-way, limits nothing.
-            Some(ifb_link) if redirects(nl, tap, link.index).await?.contains(&ifb_link.index) => {
+            Some(ifb_link) if ingress::redirects(nl, tap, link.index).await?.contains(&ifb_link.index) => {
                 read_direction(nl, &ifb, ifb_link.index).await?
             }
             _ => Direction::default(),
@@ -232,30 +232,6 @@ async fn ensure_ifb(nl: &Netlink, name: &IfName, there: Option<Link>) -> Result<
         nl.set_link(link.index, &change).await.map_err(failed("bring up", name))?;
     }
     Ok(link)
-}
-
-async fn redirects(nl: &Netlink, tap: &IfName, index: u32) -> Result<Vec<u32>, Error> {
-    let qdiscs = nl.qdiscs(index).await.map_err(failed("read the queues of", tap))?;
-    if !qdiscs.iter().any(|q| q.handle == CLSACT) {
-        return Ok(Vec::new());
-    }
-    nl.redirects(index).await.map_err(failed("read the filters of", tap))
-}
-
-/// Sends the tap's ingress through the ifb; nothing is touched where it does so already.
-async fn redirect(nl: &Netlink, tap: &IfName, index: u32, ifb: u32) -> Result<(), Error> {
-    if redirects(nl, tap, index).await? == [ifb] {
-        return Ok(());
-    }
-    let qdiscs = nl.qdiscs(index).await.map_err(failed("read the queues of", tap))?;
-    if qdiscs.iter().any(|q| q.handle == CLSACT) {
-        // A filter to an ifb that is gone, or half made.
-        nl.remove_qdisc(index, INGRESS).await.map_err(failed("remove old filters of", tap))?;
-    }
-    nl.set_qdisc(index, INGRESS, "clsact", None, Existing::Fail)
-        .await
-        .map_err(failed("add clsact to", tap))?;
-    nl.add_redirect(index, ifb).await.map_err(failed("redirect what comes in on", tap))
 }
 
 async fn read_direction(nl: &Netlink, name: &IfName, index: u32) -> Result<Direction, Error> {
