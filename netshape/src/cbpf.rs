@@ -15,6 +15,7 @@ const LD: u16 = 0x00;
 const LDX_MSH: u16 = 0xb1;
 const JMP: u16 = 0x05;
 const RET_K: u16 = 0x06;
+const RET_A: u16 = 0x16;
 const ABS: u16 = 0x20;
 const IND: u16 = 0x40;
 const LD_LEN: u16 = 0x80;
@@ -41,6 +42,8 @@ pub(crate) enum Size {
 /// What the kernel knows about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Auxiliary {
+    /// `SKF_AD_MARK`: the firewall mark.
+    Mark = 20,
     /// `SKF_AD_VLAN_TAG_PRESENT`: 1 if it had an 802.1Q tag.
     VlanTagPresent = 48,
 }
@@ -157,6 +160,11 @@ impl Assembler {
         self.push(RET_K, value);
     }
 
+    /// Ends with A.
+    pub(crate) fn give_a(&mut self) {
+        self.push(RET_A, 0);
+    }
+
     /// The instructions as the kernel takes them; `None` if there are more than [`INSTRUCTIONS_MAX`], or a jump does not go forward.
     pub(crate) fn finish(mut self) -> Option<Vec<u8>> {
         for (at, Label(label)) in self.jumps {
@@ -184,11 +192,15 @@ pub(crate) mod machine {
     /// A packet and what the kernel knows about it.
     pub(crate) struct Packet<'a> {
         pub(crate) bytes: &'a [u8],
+        pub(crate) mark: u32,
         pub(crate) vlan: bool,
     }
 
     impl Packet<'_> {
         fn load(&self, size: u16, at: u32) -> Option<u32> {
+            if at == AUXILIARY.wrapping_add(Auxiliary::Mark as u32) {
+                return Some(self.mark);
+            }
             if at == AUXILIARY.wrapping_add(Auxiliary::VlanTagPresent as u32) {
                 return Some(self.vlan.into());
             }
@@ -217,6 +229,7 @@ pub(crate) mod machine {
             at += 1;
             let jump = match code {
                 RET_K => return Some(k),
+                RET_A => return Some(a),
                 LD_LEN => {
                     a = len;
                     continue;
@@ -282,7 +295,7 @@ mod tests {
         asm.place(far);
         asm.give(2);
         let program = asm.finish().expect("it fits");
-        let packet = |byte: &'static [u8]| Packet { bytes: byte, vlan: false };
+        let packet = |byte: &'static [u8]| Packet { bytes: byte, mark: 0, vlan: false };
         assert_eq!(run(&program, &packet(&[7])), 2);
         assert_eq!(run(&program, &packet(&[8])), 1);
         assert_eq!(run(&program, &packet(&[])), 0, "a load beyond the end gives 0");

@@ -82,6 +82,44 @@ pub enum Error {
         /// So many.
         most: usize,
     },
+    /// What is at the root of a link could not be put back later.
+    #[error(
+        "{link} has the queue {found}, which Lathe cannot put back later; check: tc qdisc show dev {link}, and remove it with tc qdisc del dev {link} root if nobody needs it"
+    )]
+    RootQueue {
+        /// The link.
+        link: IfName,
+        /// Kind and handle of what is there.
+        found: String,
+    },
+    /// No description of a root queue.
+    #[error("{0:?} describes no root queue that can be put back")]
+    RootQueueText(String),
+    /// The uplink is not shared.
+    #[error(
+        "the uplink {0} is not shared; check: that sharing is enabled, and that nobody has replaced its root queue"
+    )]
+    NotShared(IfName),
+    /// More is asked than there is.
+    #[error("{asked} bit/s are asked of {link}, which has {capacity} bit/s")]
+    Overbooked {
+        /// The link.
+        link: IfName,
+        /// All rates together, bit/s.
+        asked: u64,
+        /// bit/s.
+        capacity: u64,
+    },
+    /// A class that cannot be.
+    #[error("class {class} of {link}: {wrong}")]
+    UplinkClass {
+        /// The link.
+        link: IfName,
+        /// The class.
+        class: u16,
+        /// What is wrong.
+        wrong: &'static str,
+    },
     /// The tap itself.
     #[error(transparent)]
     Tap(#[from] TapError),

@@ -1,5 +1,6 @@
 //! A firewall mark on everything that a machine sends, set where it enters the host: at its tap, so that it says which
-//! machine this is whatever addresses the packet has. It stays with the packet through bridge, routing and NAT. A packet's priority would not do: the host's routing writes it anew (`ip_forward`).
+//! machine this is whatever addresses the packet has. It stays with the packet through bridge, routing and NAT;
+//! [`crate::Uplink`] sorts by it. A packet's priority would not do: the host's routing writes it anew (`ip_forward`).
 //!
 //! tc's `skbedit` at the tap's ingress, between the check of sources and the redirect to the ifb; Linux 2.6.36 or later with
 //! `act_skbedit`.

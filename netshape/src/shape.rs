@@ -11,28 +11,21 @@
 //! A direction that was never limited has no queue at all, and for what comes from the guest no ifb. One that was limited
 //! and is set free gets a rate beyond any device: to take the queue away would drop what is in it.
 
-use std::io;
-
 use netlink_packet_route::link::InfoKind;
-use netlink_packet_route::tc::{TcHandle, TcOption, TcQdiscFqCodelOption};
+use netlink_packet_route::tc::TcHandle;
 
-use crate::codec::{HtbClass, HtbQdisc, ticks_of};
+use crate::codec::{HtbClass, HtbQdisc};
 use crate::error::Error;
+use crate::htb::{HTB, RATE2QUANTUM, class_of, ensure_class, set_leaf};
 use crate::ingress;
 use crate::name::IfName;
 use crate::netlink::{At, Existing, Link, LinkChange, Netlink, TcObject, failed};
 use crate::rate::{BitRate, Patch, RatePatch, UNLIMITED};
 
-const HTB: &str = "htb";
 const ROOT: At = At { handle: TcHandle { major: 1, minor: 0 }, parent: TcHandle::ROOT };
 const CLASS: At = At { handle: TcHandle { major: 1, minor: 1 }, parent: TcHandle { major: 1, minor: 0 } };
 const LEAF: At = At { handle: TcHandle { major: 0x10, minor: 0 }, parent: TcHandle { major: 1, minor: 1 } };
 
-const FQ_CODEL: &str = "fq_codel";
-const FQ_CODEL_INTERVAL_USEC: u32 = 100_000;
-const FIFO: &str = "bfifo";
-/// HTB's divisor where a class names no quantum; ours do.
-const RATE2QUANTUM: u32 = 10;
 /// Bytes for each turn: a few frames. With one class it only keeps the kernel from warning about its own choice.
 const QUANTUM_BYTES: u32 = 4 * 1514;
 /// Frames that wait on the ifb before its queue is asked; the driver's default of 32 is for a card.
@@ -160,58 +153,11 @@ async fn shape_link(nl: &Netlink, name: &IfName, index: u32, rate: BitRate) -> R
             .await
             .map_err(failed("add an HTB queue to", name))?;
     }
-    let bytes_per_sec = rate.bytes_per_sec();
-    let buffer_ticks = ticks_of(rate.burst_bytes(), bytes_per_sec);
-    let class = HtbClass {
-        rate_bytes_per_sec: bytes_per_sec,
-        ceil_bytes_per_sec: bytes_per_sec,
-        buffer_ticks,
-        cbuffer_ticks: buffer_ticks,
-        quantum_bytes: QUANTUM_BYTES,
-        prio: 0,
-    };
+    let class = class_of(rate, rate, QUANTUM_BYTES, 0);
     let classes = nl.classes(index).await.map_err(failed("read the classes of", name))?;
-    let there = classes.iter().find(|c| c.handle == CLASS.handle).map(|c| HtbClass::parse(&c.options));
-    if there != Some(Ok(class)) {
-        let existing = if there.is_some() { Existing::Change } else { Existing::Fail };
-        nl.set_class(index, CLASS, HTB, class.to_bytes(), existing)
-            .await
-            .map_err(failed("set the rate of", name))?;
-    }
-    set_leaf(nl, name, index, rate).await
-}
-
-/// The leaf: fq_codel, or a FIFO where the kernel has none.
-async fn set_leaf(nl: &Netlink, name: &IfName, index: u32, rate: BitRate) -> Result<(), Error> {
+    ensure_class(nl, name, index, (CLASS, class), &classes).await?;
     let qdiscs = nl.qdiscs(index).await.map_err(failed("read the queues of", name))?;
-    let there =
-        qdiscs.iter().find(|q| q.handle == LEAF.handle && q.parent == LEAF.parent).map(|q| q.kind.as_str());
-    let target_usec = rate.codel_target_usec();
-    let options = || {
-        vec![
-            TcOption::FqCodel(TcQdiscFqCodelOption::Target(target_usec)),
-            TcOption::FqCodel(TcQdiscFqCodelOption::Interval(
-                FQ_CODEL_INTERVAL_USEC.max(target_usec.saturating_mul(2)),
-            )),
-        ]
-    };
-    let limit = rate.queue_bytes().to_ne_bytes().to_vec();
-    let result = match there {
-        Some(FQ_CODEL) => nl.set_known_qdisc(index, LEAF, FQ_CODEL, options(), Existing::Change).await,
-        Some(FIFO) => nl.set_qdisc(index, LEAF, FIFO, Some(limit), Existing::Change).await,
-        _ => match nl.set_known_qdisc(index, LEAF, FQ_CODEL, options(), Existing::Replace).await {
-            Err(error) if is_unknown_kind(&error) => {
-                nl.set_qdisc(index, LEAF, FIFO, Some(limit), Existing::Replace).await
-            }
-            result => result,
-        },
-    };
-    result.map_err(failed("add a leaf queue to", name))
-}
-
-/// What the kernel answers for a qdisc that it has neither built in nor as a module.
-fn is_unknown_kind(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP))
+    set_leaf(nl, name, index, (LEAF, rate), &qdiscs).await
 }
 
 async fn ensure_ifb(nl: &Netlink, name: &IfName, there: Option<Link>) -> Result<Link, Error> {

@@ -124,6 +124,16 @@ mod tests {
         }
     }
 
+    /// What `tc … action skbedit mark 0x1a7e0010 continue` of iproute2 6.1 sends on a little-endian machine.
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn skbedit_is_what_tc_sends() {
+        let mut sent = vec![0x18, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+        sent.extend([0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 5, 0, 0x10, 0, 0x7e, 0x1a]);
+        let edit = SkbEdit { mark: 0x1a7e_0010 };
+        assert_eq!((edit.to_bytes(), SkbEdit::parse(&sent)), (sent.clone(), Ok(edit)));
+    }
+
     #[test]
     fn a_program_has_as_many_instructions_as_it_says() {
         let filter = BpfFilter { program: vec![0; 24], direct: true };

@@ -1,6 +1,6 @@
 //! HTB: hierarchical token buckets (`net/sched/sch_htb.c`).
 
-use super::{Attributes, Malformed, NANOS_PER_TICK, RATESPEC_BYTES, nest, ratespec, word};
+use super::{Attributes, Malformed, NANOS_PER_TICK, RATESPEC_BYTES, bytes_of, nest, ratespec, word};
 
 const TCA_HTB_PARMS: u16 = 1;
 const TCA_HTB_INIT: u16 = 2;
@@ -75,6 +75,16 @@ impl HtbClass {
             }
         }
         nest(&attributes)
+    }
+
+    /// What may be sent at once at the rate, bytes.
+    pub fn burst_bytes(&self) -> u64 {
+        bytes_of(self.buffer_ticks, self.rate_bytes_per_sec)
+    }
+
+    /// What may be sent at once at the ceiling, bytes.
+    pub fn ceil_burst_bytes(&self) -> u64 {
+        bytes_of(self.cbuffer_ticks, self.ceil_bytes_per_sec)
     }
 
     /// # Errors

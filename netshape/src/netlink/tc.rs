@@ -5,19 +5,21 @@
 
 use std::io;
 
-use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Nla};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage, TcOption, TcStats2, TcXstats};
 
 use super::Netlink;
 
 pub(super) const TCA_OPTIONS: u16 = 2;
+/// Packets beyond 32 bits, Linux 5.5.
+const TCA_STATS_PKT64: u16 = 8;
 /// The handle of the clsact qdisc, and the parent of filters on its ingress side.
 pub(crate) const CLSACT: TcHandle = TcHandle { major: 0xffff, minor: 0 };
 pub(crate) const CLSACT_INGRESS: TcHandle = TcHandle { major: 0xffff, minor: TcHandle::MIN_INGRESS };
 
 /// A qdisc or class as the kernel shows it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct TcObject {
     pub(crate) kind: String,
     pub(crate) handle: TcHandle,
@@ -111,6 +113,20 @@ impl Netlink {
         self.ack(RouteNetlinkMessage::NewQueueDiscipline(message), existing.flags()).await
     }
 
+    /// Removes a class with its leaf.
+    pub(crate) async fn remove_class(&self, index: u32, at: At) -> io::Result<()> {
+        let mut message = tc_message(index)?;
+        (message.header.handle, message.header.parent) = (at.handle, at.parent);
+        self.ack(RouteNetlinkMessage::DelTrafficClass(message), 0).await
+    }
+
+    /// Removes a qdisc.
+    pub(crate) async fn remove_qdisc(&self, index: u32, at: At) -> io::Result<()> {
+        let mut message = tc_message(index)?;
+        (message.header.handle, message.header.parent) = (at.handle, at.parent);
+        self.ack(RouteNetlinkMessage::DelQueueDiscipline(message), 0).await
+    }
+
     /// Makes or changes a class; a change leaves its queue alone.
     pub(crate) async fn set_class(
         &self,
@@ -148,20 +164,8 @@ pub(super) fn tc_with(index: u32, at: At, kind: &str, options: Option<TcAttribut
 
 impl From<TcMessage> for TcObject {
     fn from(message: TcMessage) -> TcObject {
-        let mut object = TcObject {
-            kind: String::new(),
-            handle: message.header.handle,
-            parent: message.header.parent,
-            options: Vec::new(),
-            known: Vec::new(),
-            bytes: 0,
-            packets: 0,
-            drops: 0,
-            overlimits: 0,
-            backlog_bytes: 0,
-            queued_packets: 0,
-            extra: Vec::new(),
-        };
+        let mut object =
+            TcObject { handle: message.header.handle, parent: message.header.parent, ..TcObject::default() };
         for attribute in message.attributes {
             match attribute {
                 TcAttribute::Kind(kind) => object.kind = kind,
@@ -172,6 +176,12 @@ impl From<TcMessage> for TcObject {
         }
         object
     }
+}
+
+fn eight_bytes(nla: &DefaultNla) -> Option<u64> {
+    let mut bytes = vec![0; nla.value_len()];
+    nla.emit_value(&mut bytes);
+    Some(u64::from_ne_bytes(bytes.get(..8)?.try_into().ok()?))
 }
 
 impl TcObject {
@@ -190,6 +200,7 @@ impl TcObject {
     }
 
     fn take_stats(&mut self, stats: &[TcStats2]) {
+        let mut packets = None;
         for one in stats {
             match one {
                 TcStats2::Basic(basic) => {
@@ -203,9 +214,11 @@ impl TcObject {
                     self.queued_packets = queue.qlen.into();
                 }
                 TcStats2::App(TcXstats::Other(bytes)) => self.extra.clone_from(bytes),
+                TcStats2::Other(nla) if nla.kind() == TCA_STATS_PKT64 => packets = eight_bytes(nla),
                 _ => {}
             }
         }
+        self.packets = packets.unwrap_or(self.packets);
     }
 }
 

@@ -17,7 +17,7 @@ fn allowed() -> Vec<Prefix> {
 }
 
 fn passes(program: &[u8], frame: &[u8], vlan: bool) -> bool {
-    match run(program, &Packet { bytes: frame, vlan }) {
+    match run(program, &Packet { bytes: frame, mark: 0, vlan }) {
         PASS => true,
         REFUSE => false,
         other => panic!("{other} is no verdict, for {frame:02x?}"),
