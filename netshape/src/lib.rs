@@ -21,7 +21,7 @@
 //! | [`bridge`], [`tap`], [`port`] | the host's bridge; a tap's queue; a machine's place on the bridge |
 //! | [`spoof`], [`mark`], `ingress` | whose addresses a machine may use; whose its packets are; the order of a tap's filters |
 //! | [`shape`], [`uplink`], `htb` | rates in both directions, in place, and what went through; sharing of the uplink; both |
-//! | [`nat`] | masquerading and published ports |
+//! | [`nat`], [`guard`], `nft` | masquerading and published ports; which services of the host machines reach; both |
 //! | [`rate`], [`name`], [`addr`] | amounts, interface names, addresses |
 //! | [`codec`], `cbpf` | what netlink-packet-route lacks of traffic control; an assembler of classic BPF |
 //! | `netlink` | the only folder that knows rtnetlink |
@@ -35,12 +35,14 @@ pub mod bridge;
 mod cbpf;
 pub mod codec;
 mod error;
+pub mod guard;
 mod htb;
 mod ingress;
 pub mod mark;
 pub mod name;
 pub mod nat;
 mod netlink;
+mod nft;
 pub mod port;
 pub mod rate;
 pub mod shape;
@@ -52,10 +54,12 @@ pub mod uplink;
 pub use addr::{Mac, Prefix, mac_for};
 pub use bridge::Bridge;
 pub use error::{Error, Outcome};
+pub use guard::{HostGuard, Service};
 pub use mark::Marking;
 pub use name::IfName;
-pub use nat::{Nat, NatError, Proto, Publish};
+pub use nat::{Nat, Proto, Publish};
 pub use netlink::Netlink;
+pub use nft::NatError;
 pub use port::{FoundLink, LinkKind, LinkStats, Network, Port, PortFd, PortSpec};
 pub use rate::{BitRate, Patch, RatePatch};
 pub use shape::{Direction, Shaping, ShapingState};
