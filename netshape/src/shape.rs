@@ -2,7 +2,12 @@
 //!
 //! Each direction is one HTB class with a leaf, on the device where the traffic **leaves** towards its side: to the
 //! guest on the tap itself, from the guest on an ifb to which the tap's ingress is redirected. A shaper, not a policer: what
-//! is too much waits and TCP slows down smoothly; a policer drops, and TCP gets a part of the rate only.
+//! is too much waits and TCP slows down smoothly; a policer drops.
+//!
+//! Measured for what comes in, on Linux 6.18 with TCP of the kernel over a veth, 10 and 100 Mbit/s, one and eight flows,
+//! bursts of 40 ms: the ifb with HTB delivered 98.8 to 102.0 % of the rate in L2 bytes, and 0 to 18 % of the segments were
+//! sent again (FIFO as leaf). A policer (nftables' `limit` at the netdev ingress) delivered 103.5 to 109.6 %, since it counts no headers, and
+//! 24 to 60 % were sent again. The way through the ifb costs 0.5 µs per frame on a path of 1.3 µs (`tests/spoof.rs`).
 //!
 //! HTB rather than TBF: its class is changed without touching the leaf, so **no packet is lost on a change**; and it
 //! charges a large GSO packet afterwards (tokens go below zero), so the rate is exact without cutting it into segments.

@@ -486,6 +486,89 @@ fn a_thousand_random_changes_leave_nothing_behind() -> Tested {
     })
 }
 
+/// An agent was killed half-way: some of the uplink is there, some not.
+#[test]
+fn what_is_half_made_is_completed() -> Tested {
+    in_namespace(async |nl| {
+        if !a_cable()? {
+            return Ok(());
+        }
+        let dev = up0()?;
+        let steps = [
+            "qdisc replace dev up0 root handle 1a7e: htb default 2 r2q 10",
+            "class add dev up0 parent 1a7e: classid 1a7e:1 htb rate 7mbit ceil 7mbit",
+            "class add dev up0 parent 1a7e:1 classid 1a7e:2 htb rate 1mbit ceil 7mbit",
+            "class add dev up0 parent 1a7e:1 classid 1a7e:13 htb rate 3mbit ceil 5mbit",
+        ];
+        for done in 1..=steps.len() {
+            for step in &steps[..done] {
+                run(&format!("tc {step}"))?;
+            }
+            assert_eq!(Uplink::found(&nl, &dev).await?, None);
+            let state = Uplink::enable(&nl, &dev, &spec(100, 10)).await?;
+            assert_eq!((state.capacity.0, state.host.rate), (100 * MBIT, 10 * MBIT), "after {done} steps");
+            assert_eq!(state.machines.contains_key(&class(3)), done == 4);
+            Uplink::set(&nl, &dev, class(3), &class_spec(3, 5)).await?;
+            let queues = shown("up0")?.unwrap_or_default();
+            assert_eq!(queues.lines().count(), 3, "the root and two leaves: {queues}");
+            socket(class(3).mark())?.send(&[0; 958])?;
+            let sent = drained(&nl, &dev).await?.machines[&class(3)];
+            assert_eq!((sent.packets, sent.rate), (1, 3 * MBIT), "after {done} steps");
+            Uplink::disable(&nl, &dev, &RootQueue::Default).await?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn many_machines_come_in_one_change_and_go() -> Tested {
+    const MACHINES: u16 = 500;
+    in_namespace(async |nl| {
+        if !a_cable()? {
+            return Ok(());
+        }
+        let dev = up0()?;
+        Uplink::enable(&nl, &dev, &spec(1_000, 100)).await?;
+        let all: BTreeMap<_, _> = (0..MACHINES).map(|n| (class(n), Some(class_spec(1, 1_000)))).collect();
+        let start = Instant::now();
+        Uplink::apply(&nl, &dev, &all).await?;
+        let (made, start) = (start.elapsed(), Instant::now());
+        Uplink::set(&nl, &dev, class(7), &class_spec(2, 1_000)).await?;
+        println!("{MACHINES} classes in {made:?}, then one more change in {:?}", start.elapsed());
+        // What is promised moves from one half to the other, which fits at no time if taking came first.
+        let rate = |n: u16| class_spec(if n.is_multiple_of(2) { 2 } else { 1 }, 1_000);
+        let even: BTreeMap<_, _> = (0..400).map(|n| (class(n), Some(rate(n)))).collect();
+        let odd: BTreeMap<_, _> = (0..400).map(|n| (class(n), Some(rate(n + 1)))).collect();
+        for half in [even, odd] {
+            Uplink::apply(&nl, &dev, &half).await?;
+        }
+        let gone = (0..MACHINES).map(|n| (class(n), None)).collect();
+        assert_eq!(Uplink::apply(&nl, &dev, &gone).await?, Outcome::Changed);
+        assert_eq!(Uplink::apply(&nl, &dev, &gone).await?, Outcome::Unchanged);
+        assert_eq!(Uplink::read(&nl, &dev).await?.machines, BTreeMap::new());
+        Ok(())
+    })
+}
+
+#[test]
+fn the_default_routes_device_is_found() -> Tested {
+    in_namespace(async |nl| {
+        if !a_cable()? {
+            return Ok(());
+        }
+        assert_eq!(Uplink::default_device(&nl).await?, None);
+        run("ip addr add 203.0.113.1/24 dev far")?;
+        run("ip route add default via 203.0.113.2 dev far metric 200")?;
+        assert_eq!(Uplink::default_device(&nl).await?, Some(IfName::new("far")?));
+        run("ip route add default via 198.51.100.2 dev up0 metric 100")?;
+        run("ip route add default via 203.0.113.2 dev far table 77")?;
+        assert_eq!(Uplink::default_device(&nl).await?, Some(up0()?));
+        run("ip route add default via 203.0.113.2 dev far")?;
+        assert_eq!(Uplink::default_device(&nl).await?, Some(IfName::new("far")?));
+        Ok(())
+    })
+}
+
 /// From a guest's tap through bridge and routing to the uplink, a packet keeps the mark of its machine.
 #[test]
 fn a_guest_is_known_by_its_mark() -> Tested {

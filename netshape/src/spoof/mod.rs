@@ -10,7 +10,9 @@
 //! - it needs CAP_NET_ADMIN and the module `cls_bpf`. nftables' bridge family would ask for a process of `nft` per change
 //!   and a hook on every frame of every bridge of the host; tc's flower for a filter per address and `act_gact`.
 //!
-//! `tests/spoof.rs` measures the cost. What is refused is counted ([`AntiSpoof::read`]).
+//! Of the 1.3 µs that a small frame takes from the write to another tap's queue, it is 0.05 µs with two addresses and
+//! 0.15 to 0.2 µs with 64; a forged frame takes 0.7 µs in all (Linux 6.18, told by `tests/spoof.rs`). What is refused is
+//! counted ([`AntiSpoof::read`]).
 
 mod program;
 

@@ -257,6 +257,17 @@ impl Snapshot {
 }
 
 impl Uplink {
+    /// The device of the IPv4 default route, of several the one that the kernel prefers; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Socket`].
+    pub async fn default_device(nl: &Netlink) -> Result<Option<IfName>, Error> {
+        let Some(index) = nl.default_route().await.map_err(Error::Socket)? else { return Ok(None) };
+        let links = nl.links().await.map_err(Error::Socket)?;
+        let link = links.iter().find(|link| link.index == index);
+        link.map(|link| IfName::new(&link.name)).transpose()
+    }
+
     /// What is at the root of the link, to be kept before [`Uplink::enable`] and given to [`Uplink::disable`]; `None` if
     /// sharing is enabled already.
     ///
@@ -295,10 +306,12 @@ impl Uplink {
             snapshot = Snapshot::take(nl, dev).await?;
         }
         let share = SHARE_BYTES * u32::from(HOST_SHARE);
-        let classes = [
-            (ALL, class_of(spec.capacity, spec.capacity, share, 0)),
-            (HOST, class_of(spec.host_least, spec.capacity, share, 0)),
-        ];
+        let mut all = class_of(spec.capacity, spec.capacity, share, 0);
+        if let Some(there) = snapshot.class(ALL) {
+            // They mean nothing for a class with children, and the kernel does not change them there.
+            (all.quantum_bytes, all.prio) = (there.quantum_bytes, there.prio);
+        }
+        let classes = [(ALL, all), (HOST, class_of(spec.host_least, spec.capacity, share, 0))];
         for class in classes {
             ensure_class(nl, dev, snapshot.index, class, &snapshot.classes).await?;
         }
@@ -356,7 +369,8 @@ impl Uplink {
             }
         }
         if outcome == Outcome::Changed {
-            let after = Snapshot::take(nl, dev).await?;
+            let classes = nl.classes(before.index).await.map_err(failed("read the classes of", dev))?;
+            let after = Snapshot { classes, ..before };
             for (class, spec) in changes {
                 read_back(dev, &after, class.at(), spec.map(ClassSpec::to_class))?;
             }
