@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -227,6 +228,53 @@ fn an_address_that_is_taken_away_is_forged() -> Tested {
         assert!(matches!(refused, Err(Error::TooManyAddresses { most: 64, .. })), "{refused:?}");
         let nobody = AntiSpoof::ensure(&nl, &IfName::tap_of("nobody"), a.mac, &[]).await;
         assert!(matches!(nobody, Err(Error::NoLink(_))), "{nobody:?}");
+        Ok(())
+    })
+}
+
+/// A large packet of TCP that the kernel cuts up; the guest says how many bytes of it are headers, and may lie, so that
+/// they lie in another piece of memory.
+#[test]
+fn large_packets_are_looked_at_too() -> Tested {
+    const PAYLOAD_BYTES: u16 = 40 * 1448;
+    in_namespace(async |nl| {
+        let (mut a, mut b) = two_guests(&nl).await?;
+        AntiSpoof::ensure(&nl, &a.tap, a.mac, &prefixes(&["10.77.0.5/32"])?).await?;
+        let (to, mac) = (b.mac, a.mac);
+        let tcp = |from: Ipv4Addr| {
+            let mut packet = ipv4(from, OTHER4, (0, 0), &vec![0; 12 + usize::from(PAYLOAD_BYTES)])?;
+            // UDP becomes TCP: protocol, sum of the header (11 less, so 11 more), ports, offset and flags.
+            packet[9] = 6;
+            let sum = u16::from_be_bytes([packet[10], packet[11]]);
+            let (sum, carry) = sum.overflowing_add(11);
+            packet[10..12].copy_from_slice(&(sum + u16::from(carry)).to_be_bytes());
+            packet[20..40]
+                .copy_from_slice(&[16, 0, 16, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+            Ok::<_, Failed>(ethernet(to, mac, IPV4, &packet))
+        };
+        let segments_of = |frames: &[Vec<u8>], from: Ipv4Addr| {
+            frames
+                .iter()
+                .filter(|f| f.get(23) == Some(&6) && f.get(26..30) == Some(&from.octets()[..]))
+                .count()
+        };
+        for (number, header_bytes) in [(1, 54_u16), (2, 14), (3, 20)] {
+            for from in [OTHER4, OWN4] {
+                // virtio 1.2, 5.1.6: sum needed, TCPv4, lengths of headers and segments, where the sum is and goes.
+                let mut bytes = vec![1, 1];
+                for field in [header_bytes, 1448, 34, 16, 0] {
+                    bytes.extend(field.to_le_bytes());
+                }
+                bytes.extend(tcp(from)?);
+                a.queue.write_all(&bytes)?;
+            }
+            let fence = ethernet(b.mac, a.mac, IPV4, &ipv4(OWN4, OTHER4, (9, number), b"last")?);
+            a.send(&fence)?;
+            let got = b.receive_until(&fence)?;
+            let counts = (segments_of(&got, OWN4), segments_of(&got, OTHER4));
+            assert_eq!(counts, (40, 0), "with {header_bytes} bytes of headers");
+        }
+        assert_eq!(AntiSpoof::read(&nl, &a.tap).await?.refused, 3);
         Ok(())
     })
 }

@@ -42,7 +42,8 @@ pub struct AntiSpoofState {
 impl AntiSpoof {
     /// Lets through what the machine sends from `mac` and from these prefixes, which are ranges of sources: a single
     /// address is a /32 or /128. The link-local address of the MAC (EUI-64), `::` for duplicate address detection and
-    /// 0.0.0.0 for DHCP are allowed always; everything else is refused, other protocols and VLAN tags too. What is there
+    /// 0.0.0.0 for DHCP are allowed always (a guest that makes its link-local address otherwise, RFC 7217, needs it among
+    /// the prefixes); everything else is refused, other protocols and VLAN tags too. What is there
     /// already is kept if it is the same, and replaced in one step if not.
     ///
     /// # Errors
