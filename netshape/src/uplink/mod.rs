@@ -16,6 +16,8 @@
 //!   on. Rates above 4 GiB/s go in 64-bit attributes. Bursts follow from the rates as on taps.
 //! - A rate changes in place: the class's queue stays, no packet is lost. **Rates never sum to more than the capacity**:
 //!   HTB gives each class its rate regardless of its parent, so more would be taken from the host.
+//! - A change takes 0.14 ms (median, 0.28 ms in the 99th percentile of 1,000 under traffic, 16 classes), 3 ms with 500
+//!   classes, since all are read before and after (Linux 6.18, told by `tests/uplink.rs`).
 //! - Its price: one lock for the whole device, where `mq` has one per queue. That is why it is opt-in.
 //!
 //! The root queue that was there is described before ([`Uplink::found`]), for the caller to keep, and put back after. What
