@@ -63,6 +63,9 @@ const ND_TARGET: u32 = PAYLOAD6 + 8;
 const ND_BYTES: u32 = 24;
 const ND_OPTION: u32 = PAYLOAD6 + ND_BYTES;
 const ND_OPTION_BYTES: u32 = 8;
+/// Of router solicitations (4.1).
+const RS_BYTES: u32 = 8;
+const RS_OPTION: u32 = PAYLOAD6 + RS_BYTES;
 const NONCE: u32 = 14;
 
 const UDP: u32 = 17;
@@ -258,7 +261,7 @@ impl Rules<'_> {
         asm.if_equal(NEIGHBOUR_SOLICITATION, solicitation);
         asm.unless_equal(ROUTER_SOLICITATION, self.refuse);
         asm.load(Size::Half, IPV6_PAYLOAD_BYTES);
-        asm.unless_equal(8, self.refuse);
+        asm.unless_equal(RS_BYTES, self.refuse);
         asm.jump(self.pass);
         asm.place(mld);
         self.mld(asm);
@@ -311,6 +314,14 @@ impl Rules<'_> {
         }
         asm.if_equal(NEIGHBOUR_SOLICITATION, options);
         asm.if_equal(NEIGHBOUR_ADVERTISEMENT, advertisement);
+        asm.unless_equal(ROUTER_SOLICITATION, self.pass);
+        asm.load(Size::Half, IPV6_PAYLOAD_BYTES);
+        asm.if_equal(RS_BYTES, self.pass);
+        asm.unless_equal(RS_BYTES + ND_OPTION_BYTES, self.refuse);
+        asm.need(RS_OPTION + ND_OPTION_BYTES, self.refuse);
+        asm.load(Size::Half, RS_OPTION);
+        asm.unless_equal(0x0101, self.refuse);
+        self.own_mac(asm, RS_OPTION + 2);
         asm.jump(self.pass);
         asm.place(solicitation_of_nobody);
         asm.place(advertisement);

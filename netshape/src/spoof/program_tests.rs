@@ -110,6 +110,14 @@ fn honest6(packet: &[u8], allowed: &[Prefix]) -> Option<bool> {
                 payload.get(3)?;
                 match payload[0] {
                     130 | 134 | 137 => Some(false),
+                    133 => match half(packet, 4)? {
+                        8 => Some(true),
+                        16 => {
+                            let option = payload.get(8..16)?;
+                            Some(option[..2] == [1, 1] && option[2..] == MAC.0)
+                        }
+                        _ => Some(false),
+                    },
                     135 => options(packet),
                     136 => Some(own6(allowed, addr6(payload, 8)?) && options(packet)?),
                     _ => Some(true),
@@ -204,6 +212,11 @@ fn b(text: &str) -> Ipv6Addr {
     text.parse().expect("an address")
 }
 
+/// A router solicitation with a link-layer address.
+fn solicitation(mac: Mac) -> Vec<u8> {
+    [&[133, 0, 0, 0, 0, 0, 0, 0, 1, 1][..], &mac.0].concat()
+}
+
 /// What it is, whether it is honest, and the frame.
 type Case = (&'static str, bool, Vec<u8>);
 
@@ -257,6 +270,8 @@ fn cases_of_ipv6_and_others() -> Vec<Case> {
         ("is another's free", false, ipv6(any, 58, &neighbour(135, b("fd77::6"), None))),
         ("nobody's advertisement", false, ipv6(any, 58, &neighbour(136, us, None))),
         ("is there a router", true, ipv6(any, 58, &[133, 0, 0, 0, 0, 0, 0, 0])),
+        ("is there a router for me", true, ipv6(us, 58, &solicitation(MAC))),
+        ("is there a router for another", false, ipv6(us, 58, &solicitation(OTHER_MAC))),
         ("I am the router", false, ipv6(us, 58, &[134, 0, 0, 0, 0, 0, 0, 0])),
         ("go there instead", false, ipv6(us, 58, &[137, 0, 0, 0, 0, 0, 0, 0])),
         ("ping", true, ipv6(us, 58, &[128, 0, 0, 0, 0, 0, 0, 0])),
@@ -343,7 +358,12 @@ fn a_frame() -> impl Strategy<Value = Vec<u8>> {
         icmp.clone(),
     )
         .prop_map(|(header, [x, y, z], inner)| [&[header, x, y, z, 0, 0, 0, 0], &inner[..]].concat());
-    let body6 = prop_oneof![icmp, extended, payload.clone()];
+    let router = (0_u8..3, mac.clone()).prop_map(|(kind, mac)| {
+        let mut payload = solicitation(mac);
+        payload[8] = kind;
+        payload
+    });
+    let body6 = prop_oneof![4 => icmp, 4 => extended, 4 => payload.clone(), 1 => router];
     prop_oneof![
         (1_u16..4, mac, v4.clone()).prop_map(|(op, mac, from)| arp(op, mac, from)),
         (v4.clone(), v4, 4_u8..16, fragment, prop::sample::select(vec![1_u8, 6, 17]), payload)
@@ -377,5 +397,35 @@ proptest! {
             let short = &frame[..cut.index(frame.len())];
             prop_assert!(agree(short), "{short:02x?}");
         }
+    }
+}
+
+fn a_prefix() -> impl Strategy<Value = Prefix> {
+    prop_oneof![
+        (any::<u32>(), 0_u8..=32).prop_map(|(bits, len)| Prefix { addr: Ipv4Addr::from(bits).into(), len }),
+        (any::<u128>(), 0_u8..=128).prop_map(|(bits, len)| Prefix { addr: Ipv6Addr::from(bits).into(), len }),
+    ]
+}
+
+proptest! {
+    /// Addresses that differ from an allowed one in a single bit.
+    #[test]
+    fn prefixes_of_every_length_are_ranges(
+        allowed in prop::collection::vec(a_prefix(), 1..9),
+        which in any::<prop::sample::Index>(),
+        bit in 0_u32..128,
+    ) {
+        let own = program(MAC, &allowed).expect("it fits");
+        let (frame, expected) = match which.get(&allowed).addr {
+            IpAddr::V4(addr) => {
+                let near = Ipv4Addr::from(u32::from(addr) ^ 1 << (bit % 32));
+                (ipv4(near, a("255.255.255.255"), 5, 0, 6, &[0; 20]), own4(&allowed, near))
+            }
+            IpAddr::V6(addr) => {
+                let near = Ipv6Addr::from(u128::from(addr) ^ 1 << bit);
+                (ipv6(near, 6, &[0; 20]), own6(&allowed, near))
+            }
+        };
+        prop_assert_eq!(passes(&own, &frame, false), expected);
     }
 }
