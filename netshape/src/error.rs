@@ -74,6 +74,52 @@ pub enum Error {
         /// The most.
         most: u64,
     },
+    /// More addresses than one tap may have.
+    #[error("{link} may have {most} prefixes at most")]
+    TooManyAddresses {
+        /// The interface.
+        link: IfName,
+        /// So many.
+        most: usize,
+    },
+    /// What is at the root of a link could not be put back later.
+    #[error(
+        "{link} has the queue {found}, which Lathe cannot put back later; check: tc qdisc show dev {link}, and remove it with tc qdisc del dev {link} root if nobody needs it"
+    )]
+    RootQueue {
+        /// The link.
+        link: IfName,
+        /// Kind and handle of what is there.
+        found: String,
+    },
+    /// No description of a root queue.
+    #[error("{0:?} describes no root queue that can be put back")]
+    RootQueueText(String),
+    /// The uplink is not shared.
+    #[error(
+        "the uplink {0} is not shared; check: that sharing is enabled, and that nobody has replaced its root queue"
+    )]
+    NotShared(IfName),
+    /// More is asked than there is.
+    #[error("{asked} bit/s are asked of {link}, which has {capacity} bit/s")]
+    Overbooked {
+        /// The link.
+        link: IfName,
+        /// All rates together, bit/s.
+        asked: u64,
+        /// bit/s.
+        capacity: u64,
+    },
+    /// A class that cannot be.
+    #[error("class {class} of {link}: {wrong}")]
+    UplinkClass {
+        /// The link.
+        link: IfName,
+        /// The class.
+        class: u16,
+        /// What is wrong.
+        wrong: &'static str,
+    },
     /// The tap itself.
     #[error(transparent)]
     Tap(#[from] TapError),
@@ -85,7 +131,7 @@ pub(crate) fn check_for(source: &io::Error) -> &'static str {
         Some(libc::EPERM | libc::EACCES) => "CAP_NET_ADMIN of this service",
         Some(libc::ENODEV) => "the interface was removed meanwhile",
         Some(libc::ENOENT | libc::EOPNOTSUPP) => {
-            "kernel modules: bridge, tun, ifb, sch_htb, sch_fq_codel, sch_ingress, cls_u32, act_mirred"
+            "kernel modules: bridge, tun, ifb, sch_htb, sch_fq_codel, sch_ingress, cls_u32, cls_bpf, act_mirred, act_skbedit"
         }
         Some(libc::EBUSY) => "another process holds it",
         Some(libc::EEXIST) => "the name is taken",

@@ -1,4 +1,4 @@
-//! Network mechanism of Lathe: bridge, tap, rates, NAT. Over rtnetlink and the tun ioctls; NAT by `nft`.
+//! Network mechanism of Lathe: bridge, tap, rates, sources, uplink, NAT. Over rtnetlink and the tun ioctls; NAT by `nft`.
 //!
 //! No policy (which rate, which address: the agent's business) and no runtime of its own: the async functions run on
 //! the caller's tokio. **The kernel is the state**: every `ensure` finds what is there, changes only what differs, and
@@ -7,20 +7,23 @@
 //! ```text
 //!              ┌───────────── host ───────────────────────────────────────────┐
 //!  guest ◄──►  tap lt-web  ── root qdisc: HTB 1:1 (rate to the guest) + leaf  │
-//!              │    └─ clsact ingress: u32 match all ─► mirred redirect       │
+//!              │    └─ clsact ingress: bpf refuses forged sources             │
+//!              │             ─► mark of the machine ─► mirred redirect        │
 //!              │             li-web (ifb) ── root qdisc: HTB 1:1 (rate from   │
 //!              │    ┌──────────────┘ the guest) + leaf; then back to the tap  │
 //!              │  bridge lathe0, addresses, NAT in nftables table `lathe`     │
+//!              │    └─► uplink ── opt-in: HTB 1a7e:, a class per mark + leaf  │ ─► world
 //!              └──────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! | file | what |
 //! |---|---|
 //! | [`bridge`], [`tap`], [`port`] | the host's bridge; a tap's queue; a machine's place on the bridge |
-//! | [`shape`] | rates in both directions, in place, and what went through |
-//! | [`nat`] | masquerading and published ports |
+//! | [`spoof`], [`mark`], `ingress` | whose addresses a machine may use; whose its packets are; the order of a tap's filters |
+//! | [`shape`], [`uplink`], `htb` | rates in both directions, in place, and what went through; sharing of the uplink; both |
+//! | [`nat`], [`guard`], `nft` | masquerading and published ports; which services of the host machines reach; both |
 //! | [`rate`], [`name`], [`addr`] | amounts, interface names, addresses |
-//! | [`codec`] | HTB and TBF as the kernel has them, which netlink-packet-route lacks |
+//! | [`codec`], `cbpf` | what netlink-packet-route lacks of traffic control; an assembler of classic BPF |
 //! | `netlink` | the only folder that knows rtnetlink |
 //!
 //! Unsafe code is in `tap` only.
@@ -29,24 +32,39 @@
 
 pub mod addr;
 pub mod bridge;
+mod cbpf;
 pub mod codec;
 mod error;
+pub mod guard;
+mod htb;
+mod ingress;
+pub mod mark;
 pub mod name;
 pub mod nat;
 mod netlink;
+mod nft;
 pub mod port;
 pub mod rate;
 pub mod shape;
+pub mod spoof;
 #[allow(unsafe_code, reason = "the tun ioctls")]
 pub mod tap;
+pub mod uplink;
 
 pub use addr::{Mac, Prefix, mac_for};
 pub use bridge::Bridge;
 pub use error::{Error, Outcome};
+pub use guard::{HostGuard, Service};
+pub use mark::Marking;
 pub use name::IfName;
-pub use nat::{Nat, NatError, Proto, Publish};
+pub use nat::{Nat, Proto, Publish};
 pub use netlink::Netlink;
+pub use nft::NatError;
 pub use port::{FoundLink, LinkKind, LinkStats, Network, Port, PortFd, PortSpec};
 pub use rate::{BitRate, Patch, RatePatch};
 pub use shape::{Direction, Shaping, ShapingState};
+pub use spoof::{AntiSpoof, AntiSpoofState};
 pub use tap::{Tap, TapError};
+pub use uplink::{
+    ClassSpec, ClassState, FqCodelOptions, RootQueue, Uplink, UplinkClass, UplinkSpec, UplinkState,
+};

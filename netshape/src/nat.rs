@@ -11,54 +11,20 @@
 //!
 //! `nft` is started with an argument vector and reads from a pipe: there is no shell, and everything that gets into the
 //! text is a checked name, an address or a number.
+//!
+//! [`crate::HostGuard`] has a chain of its own in the same table.
 
 use std::fmt::Write as _;
-use std::io::{self, Read, Write as _};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
 use crate::addr::Prefix;
 use crate::error::Outcome;
 use crate::name::IfName;
+use crate::nft::{NatError, Nft};
 
-const PROGRAM: &str = "/usr/sbin/nft";
-/// Of what `nft` prints, so much is read.
-const OUTPUT_BYTES_MAX: u64 = 4 << 20;
-/// Of what `nft` complains, so many lines are shown.
-const COMPLAINT_LINES: usize = 2;
 /// Two protocols with 65,535 ports each.
 const PUBLISHED_MAX: usize = 2 * 65_535;
-
-/// NAT that did not happen.
-#[derive(Debug, thiserror::Error)]
-pub enum NatError {
-    /// The program cannot be run.
-    #[error("cannot run {}; check: package nftables is installed", program.display())]
-    Run {
-        /// The program.
-        program: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The program refused.
-    #[error(
-        "nft cannot {action}: {said}; check: CAP_NET_ADMIN, kernel modules nf_tables, nft_masq, nft_nat, nft_fib_inet"
-    )]
-    Refused {
-        /// What was tried.
-        action: &'static str,
-        /// The first lines of its complaint.
-        said: String,
-    },
-    /// The program printed what this version does not understand.
-    #[error("nft printed something unexpected: {0}")]
-    Output(String),
-    /// A port that cannot be published.
-    #[error("port 0 cannot be published")]
-    PortZero,
-}
 
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,7 +37,7 @@ pub enum Proto {
 
 impl Proto {
     /// The number of the protocol (IANA): a name needs `/etc/protocols`, which a small host has not.
-    fn number(self) -> u8 {
+    pub(crate) fn number(self) -> u8 {
         match self {
             Proto::Tcp => 6,
             Proto::Udp => 17,
@@ -104,7 +70,7 @@ pub struct Publish {
 /// NAT by `nft`.
 #[derive(Clone, Debug)]
 pub struct Nat {
-    program: PathBuf,
+    nft: Nft,
 }
 
 impl Default for Nat {
@@ -116,12 +82,12 @@ impl Default for Nat {
 impl Nat {
     /// With Debian's `nft`.
     pub fn new() -> Nat {
-        Nat::with_program(PROGRAM.into())
+        Nat { nft: Nft::new() }
     }
 
     /// With another program.
     pub fn with_program(program: PathBuf) -> Nat {
-        Nat { program }
+        Nat { nft: Nft::with_program(program) }
     }
 
     /// Makes the table, or sets its chains right; published ports stay.
@@ -129,7 +95,7 @@ impl Nat {
     /// # Errors
     /// [`NatError::Run`], [`NatError::Refused`].
     pub fn ensure(&self, bridge: &IfName, prefixes: &[Prefix]) -> Result<(), NatError> {
-        self.run("set up the table lathe", &["-f", "-"], &table(bridge, prefixes)).map(drop)
+        self.nft.run("set up the table lathe", &["-f", "-"], &table(bridge, prefixes)).map(drop)
     }
 
     /// Publishes a port, in the place of what was published there.
@@ -154,7 +120,7 @@ impl Nat {
             "add element inet lathe ports {{ {} . {host_port} : {addr} . {port} }}",
             proto.number()
         );
-        self.run("publish a port", &["-f", "-"], &text).map(drop)
+        self.nft.run("publish a port", &["-f", "-"], &text).map(drop)
     }
 
     /// Publishes a port no more.
@@ -165,7 +131,7 @@ impl Nat {
         if !self.published()?.iter().any(|p| (p.proto, p.host_port) == (proto, host_port)) {
             return Ok(Outcome::Unchanged);
         }
-        self.run("unpublish a port", &["-f", "-"], &delete(proto, host_port))?;
+        self.nft.run("unpublish a port", &["-f", "-"], &delete(proto, host_port))?;
         Ok(Outcome::Changed)
     }
 
@@ -174,56 +140,26 @@ impl Nat {
     /// # Errors
     /// [`NatError::Run`], [`NatError::Refused`], [`NatError::Output`].
     pub fn published(&self) -> Result<Vec<Publish>, NatError> {
-        if !self.has_table()? {
+        if !self.nft.has_table()? {
             return Ok(Vec::new());
         }
-        parse_map(&self.run("list published ports", &["-j", "list", "map", "inet", "lathe", "ports"], "")?)
+        parse_map(&self.nft.run(
+            "list published ports",
+            &["-j", "list", "map", "inet", "lathe", "ports"],
+            "",
+        )?)
     }
 
-    /// Removes the table, published ports with it.
+    /// Removes the table, published ports and the chain of [`crate::HostGuard`] with it.
     ///
     /// # Errors
     /// [`NatError::Run`], [`NatError::Refused`].
     pub fn remove(&self) -> Result<Outcome, NatError> {
-        if !self.has_table()? {
+        if !self.nft.has_table()? {
             return Ok(Outcome::Unchanged);
         }
-        self.run("remove the table lathe", &["delete", "table", "inet", "lathe"], "")?;
+        self.nft.run("remove the table lathe", &["delete", "table", "inet", "lathe"], "")?;
         Ok(Outcome::Changed)
-    }
-
-    fn has_table(&self) -> Result<bool, NatError> {
-        let tables = self.run("list tables", &["list", "tables", "inet"], "")?;
-        Ok(tables.lines().any(|line| line.trim() == "table inet lathe"))
-    }
-
-    fn run(&self, action: &'static str, arguments: &[&str], input: &str) -> Result<String, NatError> {
-        let failed = |source| NatError::Run { program: self.program.clone(), source };
-        let mut child = Command::new(&self.program)
-            .args(arguments)
-            .env_clear()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
-        if let Some(mut pipe) = child.stdin.take() {
-            // The texts are shorter than a pipe's buffer, so this never waits; a program that does not read is seen below.
-            let _ = pipe.write_all(input.as_bytes());
-        }
-        let mut output = String::new();
-        if let Some(pipe) = child.stdout.take() {
-            pipe.take(OUTPUT_BYTES_MAX).read_to_string(&mut output).map_err(failed)?;
-        }
-        let mut said = String::new();
-        if let Some(pipe) = child.stderr.take() {
-            pipe.take(OUTPUT_BYTES_MAX).read_to_string(&mut said).map_err(failed)?;
-        }
-        if child.wait().map_err(failed)?.success() {
-            return Ok(output);
-        }
-        let said = said.lines().take(COMPLAINT_LINES).map(str::trim).collect::<Vec<_>>().join(": ");
-        Err(NatError::Refused { action, said })
     }
 }
 

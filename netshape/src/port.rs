@@ -26,6 +26,7 @@ pub struct PortSpec<'a> {
     /// Largest packet in bytes; `None` leaves 1500.
     pub mtu: Option<u32>,
     /// The only address that may send: nothing else from this port enters the bridge, and nothing is learned (Linux 5.18).
+    /// Which IP addresses it may use is for [`crate::AntiSpoof`].
     pub guest_mac: Option<Mac>,
     /// Machines whose ports are isolated reach the host and what is beyond, not each other.
     pub isolated: bool,

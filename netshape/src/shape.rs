@@ -2,7 +2,12 @@
 //!
 //! Each direction is one HTB class with a leaf, on the device where the traffic **leaves** towards its side: to the
 //! guest on the tap itself, from the guest on an ifb to which the tap's ingress is redirected. A shaper, not a policer: what
-//! is too much waits and TCP slows down smoothly; a policer drops, and TCP gets a part of the rate only.
+//! is too much waits and TCP slows down smoothly; a policer drops.
+//!
+//! Measured for what comes in, on Linux 6.18 with TCP of the kernel over a veth, 10 and 100 Mbit/s, one and eight flows,
+//! bursts of 40 ms: the ifb with HTB delivered 98.8 to 102.0 % of the rate in L2 bytes, and 0 to 18 % of the segments were
+//! sent again (FIFO as leaf). A policer (nftables' `limit` at the netdev ingress) delivered 103.5 to 109.6 %, since it counts no headers, and
+//! 24 to 60 % were sent again. The way through the ifb costs 0.5 µs per frame on a path of 1.3 µs (`tests/spoof.rs`).
 //!
 //! HTB rather than TBF: its class is changed without touching the leaf, so **no packet is lost on a change**; and it
 //! charges a large GSO packet afterwards (tokens go below zero), so the rate is exact without cutting it into segments.
@@ -11,28 +16,21 @@
 //! A direction that was never limited has no queue at all, and for what comes from the guest no ifb. One that was limited
 //! and is set free gets a rate beyond any device: to take the queue away would drop what is in it.
 
-use std::io;
-
 use netlink_packet_route::link::InfoKind;
-use netlink_packet_route::tc::{TcHandle, TcOption, TcQdiscFqCodelOption};
+use netlink_packet_route::tc::TcHandle;
 
-use crate::codec::{HtbClass, HtbQdisc, ticks_of};
+use crate::codec::{HtbClass, HtbQdisc};
 use crate::error::Error;
+use crate::htb::{HTB, RATE2QUANTUM, class_of, ensure_class, set_leaf};
+use crate::ingress;
 use crate::name::IfName;
-use crate::netlink::{At, CLSACT, Existing, Link, LinkChange, Netlink, TcObject, failed};
+use crate::netlink::{At, Existing, Link, LinkChange, Netlink, TcObject, failed};
 use crate::rate::{BitRate, Patch, RatePatch, UNLIMITED};
 
-const HTB: &str = "htb";
 const ROOT: At = At { handle: TcHandle { major: 1, minor: 0 }, parent: TcHandle::ROOT };
 const CLASS: At = At { handle: TcHandle { major: 1, minor: 1 }, parent: TcHandle { major: 1, minor: 0 } };
 const LEAF: At = At { handle: TcHandle { major: 0x10, minor: 0 }, parent: TcHandle { major: 1, minor: 1 } };
-const INGRESS: At = At { handle: CLSACT, parent: TcHandle::CLSACT };
 
-const FQ_CODEL: &str = "fq_codel";
-const FQ_CODEL_INTERVAL_USEC: u32 = 100_000;
-const FIFO: &str = "bfifo";
-/// HTB's divisor where a class names no quantum; ours do.
-const RATE2QUANTUM: u32 = 10;
 /// Bytes for each turn: a few frames. With one class it only keeps the kernel from warning about its own choice.
 const QUANTUM_BYTES: u32 = 4 * 1514;
 /// Frames that wait on the ifb before its queue is asked; the driver's default of 32 is for a card.
@@ -91,7 +89,7 @@ impl Shaping {
             if there.is_some() || rate != UNLIMITED {
                 let ifb_link = ensure_ifb(nl, &ifb, there).await?;
                 shape_link(nl, &ifb, ifb_link.index, rate).await?;
-                redirect(nl, tap, link.index, ifb_link.index).await?;
+                ingress::redirect(nl, tap, link.index, ifb_link.index).await?;
             }
         }
         let state = Shaping::read(nl, tap).await?;
@@ -110,7 +108,7 @@ impl Shaping {
         let ifb = IfName::ifb_of(tap)?;
         let from_guest = match nl.link(&ifb).await? {
             // An ifb to which nothing is sent, after a crash half-way, limits nothing.
-            Some(ifb_link) if redirects(nl, tap, link.index).await?.contains(&ifb_link.index) => {
+            Some(ifb_link) if ingress::redirects(nl, tap, link.index).await?.contains(&ifb_link.index) => {
                 read_direction(nl, &ifb, ifb_link.index).await?
             }
             _ => Direction::default(),
@@ -160,58 +158,11 @@ async fn shape_link(nl: &Netlink, name: &IfName, index: u32, rate: BitRate) -> R
             .await
             .map_err(failed("add an HTB queue to", name))?;
     }
-    let bytes_per_sec = rate.bytes_per_sec();
-    let buffer_ticks = ticks_of(rate.burst_bytes(), bytes_per_sec);
-    let class = HtbClass {
-        rate_bytes_per_sec: bytes_per_sec,
-        ceil_bytes_per_sec: bytes_per_sec,
-        buffer_ticks,
-        cbuffer_ticks: buffer_ticks,
-        quantum_bytes: QUANTUM_BYTES,
-        prio: 0,
-    };
+    let class = class_of(rate, rate, QUANTUM_BYTES, 0);
     let classes = nl.classes(index).await.map_err(failed("read the classes of", name))?;
-    let there = classes.iter().find(|c| c.handle == CLASS.handle).map(|c| HtbClass::parse(&c.options));
-    if there != Some(Ok(class)) {
-        let existing = if there.is_some() { Existing::Change } else { Existing::Fail };
-        nl.set_class(index, CLASS, HTB, class.to_bytes(), existing)
-            .await
-            .map_err(failed("set the rate of", name))?;
-    }
-    set_leaf(nl, name, index, rate).await
-}
-
-/// The leaf: fq_codel, or a FIFO where the kernel has none.
-async fn set_leaf(nl: &Netlink, name: &IfName, index: u32, rate: BitRate) -> Result<(), Error> {
+    ensure_class(nl, name, index, (CLASS, class), &classes).await?;
     let qdiscs = nl.qdiscs(index).await.map_err(failed("read the queues of", name))?;
-    let there =
-        qdiscs.iter().find(|q| q.handle == LEAF.handle && q.parent == LEAF.parent).map(|q| q.kind.as_str());
-    let target_usec = rate.codel_target_usec();
-    let options = || {
-        vec![
-            TcOption::FqCodel(TcQdiscFqCodelOption::Target(target_usec)),
-            TcOption::FqCodel(TcQdiscFqCodelOption::Interval(
-                FQ_CODEL_INTERVAL_USEC.max(target_usec.saturating_mul(2)),
-            )),
-        ]
-    };
-    let limit = rate.queue_bytes().to_ne_bytes().to_vec();
-    let result = match there {
-        Some(FQ_CODEL) => nl.set_known_qdisc(index, LEAF, FQ_CODEL, options(), Existing::Change).await,
-        Some(FIFO) => nl.set_qdisc(index, LEAF, FIFO, Some(limit), Existing::Change).await,
-        _ => match nl.set_known_qdisc(index, LEAF, FQ_CODEL, options(), Existing::Replace).await {
-            Err(error) if is_unknown_kind(&error) => {
-                nl.set_qdisc(index, LEAF, FIFO, Some(limit), Existing::Replace).await
-            }
-            result => result,
-        },
-    };
-    result.map_err(failed("add a leaf queue to", name))
-}
-
-/// What the kernel answers for a qdisc that it has neither built in nor as a module.
-fn is_unknown_kind(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP))
+    set_leaf(nl, name, index, (LEAF, rate), &qdiscs).await
 }
 
 async fn ensure_ifb(nl: &Netlink, name: &IfName, there: Option<Link>) -> Result<Link, Error> {
@@ -232,30 +183,6 @@ async fn ensure_ifb(nl: &Netlink, name: &IfName, there: Option<Link>) -> Result<
         nl.set_link(link.index, &change).await.map_err(failed("bring up", name))?;
     }
     Ok(link)
-}
-
-async fn redirects(nl: &Netlink, tap: &IfName, index: u32) -> Result<Vec<u32>, Error> {
-    let qdiscs = nl.qdiscs(index).await.map_err(failed("read the queues of", tap))?;
-    if !qdiscs.iter().any(|q| q.handle == CLSACT) {
-        return Ok(Vec::new());
-    }
-    nl.redirects(index).await.map_err(failed("read the filters of", tap))
-}
-
-/// Sends the tap's ingress through the ifb; nothing is touched where it does so already.
-async fn redirect(nl: &Netlink, tap: &IfName, index: u32, ifb: u32) -> Result<(), Error> {
-    if redirects(nl, tap, index).await? == [ifb] {
-        return Ok(());
-    }
-    let qdiscs = nl.qdiscs(index).await.map_err(failed("read the queues of", tap))?;
-    if qdiscs.iter().any(|q| q.handle == CLSACT) {
-        // A filter to an ifb that is gone, or half made.
-        nl.remove_qdisc(index, INGRESS).await.map_err(failed("remove old filters of", tap))?;
-    }
-    nl.set_qdisc(index, INGRESS, "clsact", None, Existing::Fail)
-        .await
-        .map_err(failed("add clsact to", tap))?;
-    nl.add_redirect(index, ifb).await.map_err(failed("redirect what comes in on", tap))
 }
 
 async fn read_direction(nl: &Netlink, name: &IfName, index: u32) -> Result<Direction, Error> {

@@ -1,4 +1,4 @@
-//! Links, bridge ports, forwarding entries and addresses.
+//! Links, bridge ports, forwarding entries, addresses and the default route.
 
 use std::io;
 
@@ -11,6 +11,7 @@ use netlink_packet_route::link::{
     LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{Netlink, failed};
@@ -222,6 +223,29 @@ impl Netlink {
                 _ => None,
             })
             .collect())
+    }
+
+    /// The link of the IPv4 default route of the main table with the least metric.
+    pub(crate) async fn default_route(&self) -> io::Result<Option<u32>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        let answers = self.request(RouteNetlinkMessage::GetRoute(message), NLM_F_DUMP).await?;
+        let defaults = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route)
+                if route.header.destination_prefix_length == 0
+                    && route.header.table == RouteHeader::RT_TABLE_MAIN
+                    && route.header.kind == RouteType::Unicast =>
+            {
+                let number = |of: fn(&RouteAttribute) -> Option<u32>| route.attributes.iter().find_map(of);
+                let metric =
+                    number(|a| if let RouteAttribute::Priority(metric) = a { Some(*metric) } else { None });
+                let index = number(|a| if let RouteAttribute::Oif(index) = a { Some(*index) } else { None });
+                Some((metric.unwrap_or(0), index?))
+            }
+            _ => None,
+        });
+        // Of equal metrics the kernel takes the first.
+        Ok(defaults.min_by_key(|(metric, _)| *metric).map(|(_, index)| index))
     }
 
     /// Adds or removes an address.

@@ -1,8 +1,11 @@
 //! The only folder that knows rtnetlink and netlink-packet-route, whose interfaces change monthly. Messages are built
 //! from netlink-packet-route's types and sent through rtnetlink's connection.
 
+mod filter;
 mod link;
 mod tc;
+#[cfg(test)]
+mod testing;
 
 use std::future::Future;
 use std::io;
@@ -11,8 +14,9 @@ use futures_util::StreamExt;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 
+pub(crate) use self::filter::{FilterAt, FoundFilter};
 pub(crate) use self::link::{Link, LinkChange, PortFlags};
-pub(crate) use self::tc::{At, CLSACT, Existing, TcObject};
+pub(crate) use self::tc::{At, CLSACT, CLSACT_INGRESS, Existing, TcObject};
 use crate::error::{Error, check_for};
 use crate::name::IfName;
 

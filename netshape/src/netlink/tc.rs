@@ -1,32 +1,25 @@
-//! Queues, classes and filters.
+//! Queues and classes.
 //!
-//! Two traps of netlink-packet-route 0.34: the options of a qdisc of a kind that it does not know come back as **one**
-//! attribute that holds the raw nested bytes (`codec` takes them apart), and echoing a parsed message would nest them twice;
-//! and a filter's protocol is sent unconverted.
+//! A trap of netlink-packet-route 0.34: the options of a qdisc of a kind that it does not know come back as **one**
+//! attribute that holds the raw nested bytes (`codec` takes them apart), and echoing a parsed message would nest them twice.
 
 use std::io;
 
-use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Nla};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::{
-    TcAction, TcActionAttribute, TcActionGeneric, TcActionMirrorOption, TcActionOption, TcActionType,
-    TcAttribute, TcFilterU32Option, TcHandle, TcHeader, TcMessage, TcMirror, TcMirrorActionType, TcOption,
-    TcStats2, TcU32Key, TcU32Selector, TcU32SelectorFlags,
-};
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage, TcOption, TcStats2, TcXstats};
 
 use super::Netlink;
 
-const TCA_OPTIONS: u16 = 2;
-/// `ETH_P_ALL`, every protocol.
-const EVERY_PROTOCOL: u16 = 3;
-/// The one filter that sends a machine's traffic to its ifb.
-const REDIRECT_PRIORITY: u16 = 1;
+pub(super) const TCA_OPTIONS: u16 = 2;
+/// Packets beyond 32 bits, Linux 5.5.
+const TCA_STATS_PKT64: u16 = 8;
 /// The handle of the clsact qdisc, and the parent of filters on its ingress side.
 pub(crate) const CLSACT: TcHandle = TcHandle { major: 0xffff, minor: 0 };
-const CLSACT_INGRESS: TcHandle = TcHandle { major: 0xffff, minor: TcHandle::MIN_INGRESS };
+pub(crate) const CLSACT_INGRESS: TcHandle = TcHandle { major: 0xffff, minor: TcHandle::MIN_INGRESS };
 
 /// A qdisc or class as the kernel shows it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct TcObject {
     pub(crate) kind: String,
     pub(crate) handle: TcHandle,
@@ -41,6 +34,8 @@ pub(crate) struct TcObject {
     pub(crate) overlimits: u64,
     pub(crate) backlog_bytes: u64,
     pub(crate) queued_packets: u64,
+    /// Statistics of the kind's own.
+    pub(crate) extra: Vec<u8>,
 }
 
 /// What to do when the object is there already.
@@ -55,7 +50,7 @@ pub(crate) enum Existing {
 }
 
 impl Existing {
-    fn flags(self) -> u16 {
+    pub(super) fn flags(self) -> u16 {
         match self {
             Existing::Fail => NLM_F_CREATE | NLM_F_EXCL,
             Existing::Replace => NLM_F_CREATE | NLM_F_REPLACE,
@@ -118,6 +113,13 @@ impl Netlink {
         self.ack(RouteNetlinkMessage::NewQueueDiscipline(message), existing.flags()).await
     }
 
+    /// Removes a class with its leaf.
+    pub(crate) async fn remove_class(&self, index: u32, at: At) -> io::Result<()> {
+        let mut message = tc_message(index)?;
+        (message.header.handle, message.header.parent) = (at.handle, at.parent);
+        self.ack(RouteNetlinkMessage::DelTrafficClass(message), 0).await
+    }
+
     /// Removes a qdisc.
     pub(crate) async fn remove_qdisc(&self, index: u32, at: At) -> io::Result<()> {
         let mut message = tc_message(index)?;
@@ -138,48 +140,6 @@ impl Netlink {
         let message = tc_with(index, at, kind, Some(options))?;
         self.ack(RouteNetlinkMessage::NewTrafficClass(message), existing.flags()).await
     }
-
-    /// Sends everything that comes in on `index` to the link `to`, before the bridge sees it.
-    pub(crate) async fn add_redirect(&self, index: u32, to: u32) -> io::Result<()> {
-        let mut selector = TcU32Selector::default();
-        selector.flags = TcU32SelectorFlags::Terminal;
-        selector.nkeys = 1;
-        selector.keys = vec![TcU32Key::default()];
-        let mut generic = TcActionGeneric::default();
-        generic.action = TcActionType::Stolen;
-        let mut mirror = TcMirror::default();
-        mirror.generic = generic;
-        mirror.eaction = TcMirrorActionType::EgressRedir;
-        mirror.ifindex = to;
-        let mut action = TcAction::default();
-        action.tab = 1;
-        action.attributes = vec![
-            TcActionAttribute::Kind("mirred".into()),
-            TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))]),
-        ];
-        let options = TcAttribute::Options(vec![
-            TcOption::U32(TcFilterU32Option::Selector(selector)),
-            TcOption::U32(TcFilterU32Option::Action(vec![action])),
-        ]);
-        let at = At { handle: TcHandle::UNSPEC, parent: CLSACT_INGRESS };
-        let mut message = tc_with(index, at, "u32", Some(options))?;
-        message.header.info = TcHandle { major: REDIRECT_PRIORITY, minor: EVERY_PROTOCOL.to_be() }.into();
-        self.ack(RouteNetlinkMessage::NewTrafficFilter(message), NLM_F_CREATE | NLM_F_EXCL).await
-    }
-
-    /// Where the filters on the ingress of a link send traffic.
-    pub(crate) async fn redirects(&self, index: u32) -> io::Result<Vec<u32>> {
-        let mut message = tc_message(index)?;
-        message.header.parent = CLSACT_INGRESS;
-        let answers = self.request(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP).await?;
-        let mut targets = Vec::new();
-        for answer in answers {
-            if let RouteNetlinkMessage::NewTrafficFilter(message) = answer {
-                targets.extend(redirect_targets(&message));
-            }
-        }
-        Ok(targets)
-    }
 }
 
 /// Where a qdisc or class sits.
@@ -189,12 +149,12 @@ pub(crate) struct At {
     pub(crate) parent: TcHandle,
 }
 
-fn tc_message(index: u32) -> io::Result<TcMessage> {
+pub(super) fn tc_message(index: u32) -> io::Result<TcMessage> {
     let index = i32::try_from(index).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))?;
     Ok(TcMessage::from_parts(TcHeader { index, ..TcHeader::default() }, Vec::new()))
 }
 
-fn tc_with(index: u32, at: At, kind: &str, options: Option<TcAttribute>) -> io::Result<TcMessage> {
+pub(super) fn tc_with(index: u32, at: At, kind: &str, options: Option<TcAttribute>) -> io::Result<TcMessage> {
     let mut message = tc_message(index)?;
     (message.header.handle, message.header.parent) = (at.handle, at.parent);
     message.attributes.push(TcAttribute::Kind(kind.into()));
@@ -202,39 +162,10 @@ fn tc_with(index: u32, at: At, kind: &str, options: Option<TcAttribute>) -> io::
     Ok(message)
 }
 
-fn redirect_targets(message: &TcMessage) -> Vec<u32> {
-    let mut targets = Vec::new();
-    for attribute in &message.attributes {
-        let TcAttribute::Options(options) = attribute else { continue };
-        for option in options {
-            let TcOption::U32(TcFilterU32Option::Action(actions)) = option else { continue };
-            for attribute in actions.iter().flat_map(|action| &action.attributes) {
-                let TcActionAttribute::Options(options) = attribute else { continue };
-                targets.extend(options.iter().filter_map(|option| match option {
-                    TcActionOption::Mirror(TcActionMirrorOption::Parms(parms)) => Some(parms.ifindex),
-                    _ => None,
-                }));
-            }
-        }
-    }
-    targets
-}
-
 impl From<TcMessage> for TcObject {
     fn from(message: TcMessage) -> TcObject {
-        let mut object = TcObject {
-            kind: String::new(),
-            handle: message.header.handle,
-            parent: message.header.parent,
-            options: Vec::new(),
-            known: Vec::new(),
-            bytes: 0,
-            packets: 0,
-            drops: 0,
-            overlimits: 0,
-            backlog_bytes: 0,
-            queued_packets: 0,
-        };
+        let mut object =
+            TcObject { handle: message.header.handle, parent: message.header.parent, ..TcObject::default() };
         for attribute in message.attributes {
             match attribute {
                 TcAttribute::Kind(kind) => object.kind = kind,
@@ -245,6 +176,12 @@ impl From<TcMessage> for TcObject {
         }
         object
     }
+}
+
+fn eight_bytes(nla: &DefaultNla) -> Option<u64> {
+    let mut bytes = vec![0; nla.value_len()];
+    nla.emit_value(&mut bytes);
+    Some(u64::from_ne_bytes(bytes.get(..8)?.try_into().ok()?))
 }
 
 impl TcObject {
@@ -263,6 +200,7 @@ impl TcObject {
     }
 
     fn take_stats(&mut self, stats: &[TcStats2]) {
+        let mut packets = None;
         for one in stats {
             match one {
                 TcStats2::Basic(basic) => {
@@ -275,59 +213,27 @@ impl TcObject {
                     self.backlog_bytes = queue.backlog.into();
                     self.queued_packets = queue.qlen.into();
                 }
+                TcStats2::App(TcXstats::Other(bytes)) => self.extra.clone_from(bytes),
+                TcStats2::Other(nla) if nla.kind() == TCA_STATS_PKT64 => packets = eight_bytes(nla),
                 _ => {}
             }
         }
+        self.packets = packets.unwrap_or(self.packets);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
-    use netlink_packet_route::link::InfoKind;
-
+    use super::super::testing::{an_ifb, in_namespace, tc, tc_json};
     use super::*;
     use crate::codec::{HtbClass, HtbQdisc, TbfQdisc, ticks_of};
-    use crate::name::IfName;
 
     const ROOT: At = At { handle: TcHandle { major: 1, minor: 0 }, parent: TcHandle::ROOT };
-
-    /// Runs a test in a network namespace of its own; only root can.
-    fn in_namespace(test: impl AsyncFnOnce(Netlink)) {
-        if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-            println!("skipped: no network namespace of its own: {error}");
-            return;
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let (nl, connection) = Netlink::connect().expect("a socket");
-            tokio::spawn(connection);
-            test(nl).await;
-        });
-    }
-
-    fn tc(arguments: &[&str]) -> Option<String> {
-        let output = Command::new("tc").args(arguments).output().ok()?;
-        assert!(output.status.success(), "tc {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Some(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    fn tc_json(arguments: &[&str]) -> Option<serde_json::Value> {
-        let text = tc(&[&["-j"], arguments].concat())?;
-        Some(serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}")))
-    }
-
-    async fn an_ifb(nl: &Netlink) -> u32 {
-        let name = IfName::new("li-t").expect("a name");
-        nl.add_link(&name, InfoKind::Ifb).await.expect("an ifb");
-        nl.link(&name).await.expect("an answer").expect("a link").index
-    }
 
     #[test]
     fn tbf_is_what_tc_says_in_both_directions() {
         in_namespace(async |nl| {
-            let index = an_ifb(&nl).await;
+            let index = an_ifb(&nl, "li-t").await;
             // tc shows the burst in whole microseconds at the rate.
             for (rate, rounding) in [(1_250_000, 2), (12_500_000_000, 12_500)] {
                 let ours = TbfQdisc { rate_bytes_per_sec: rate, limit_bytes: 200_000, burst_bytes: 100_000 };
@@ -359,7 +265,7 @@ mod tests {
     #[test]
     fn htb_is_what_tc_says_in_both_directions() {
         in_namespace(async |nl| {
-            let index = an_ifb(&nl).await;
+            let index = an_ifb(&nl, "li-t").await;
             let qdisc = HtbQdisc { default_class: 0x30, rate2quantum: 10 };
             nl.set_qdisc(index, ROOT, "htb", Some(qdisc.to_bytes()), Existing::Replace)
                 .await
@@ -395,28 +301,6 @@ mod tests {
             let back = HtbClass::parse(&nl.classes(index).await.expect("a dump")[0].options).expect("parsed");
             assert_eq!((back.rate_bytes_per_sec, back.ceil_bytes_per_sec), (1_000_000, 2_000_000));
             assert_eq!(back.buffer_ticks, ticks_of(20 * 1024, 1_000_000));
-        });
-    }
-
-    #[test]
-    fn a_redirect_is_found_again() {
-        in_namespace(async |nl| {
-            let index = an_ifb(&nl).await;
-            let other = IfName::new("li-u").expect("a name");
-            nl.add_link(&other, InfoKind::Ifb).await.expect("an ifb");
-            let to = nl.link(&other).await.expect("an answer").expect("a link").index;
-            let at = At { handle: CLSACT, parent: TcHandle::CLSACT };
-            nl.set_qdisc(index, at, "clsact", None, Existing::Fail).await.expect("accepted");
-            assert!(nl.redirects(index).await.expect("a dump").is_empty());
-            nl.add_redirect(index, to).await.expect("accepted");
-            assert_eq!(nl.redirects(index).await.expect("a dump"), [to]);
-            let Some(shown) = tc_json(&["filter", "show", "dev", "li-t", "ingress"]) else {
-                return println!("skipped: no tc");
-            };
-            let text = shown.to_string();
-            assert!(text.contains("\"protocol\":\"all\"") && text.contains("li-u"), "{text}");
-            nl.remove_qdisc(index, at).await.expect("removed");
-            assert!(nl.qdiscs(index).await.expect("a dump").iter().all(|q| q.handle != CLSACT));
         });
     }
 }
