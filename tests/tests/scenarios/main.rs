@@ -47,6 +47,7 @@ const GROUPS: &[Group] = &[
     monitor::DEBIAN,
     exactness::GROUP,
     steps::GROUP,
+    sight::NET,
     promises::GROUP,
     bench::MONITOR,
 ];

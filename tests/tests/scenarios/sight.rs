@@ -17,8 +17,16 @@ pub const GROUP: Group = Group {
     scenarios: &[
         ("a_guest_that_spins_asks_for_its_grant_and_gets_it", a_guest_that_spins),
         ("a_slice_that_is_held_back_is_seen", a_slice_that_is_held_back),
-        ("a_full_uplink_asks_for_its_rate", a_full_uplink),
     ],
+};
+
+/// On one host that has the time: a busy one does not fill ten megabits. `tests/run bench sight-net`.
+pub const NET: Group = Group {
+    name: "sight-net",
+    hosts: 1,
+    lathe: true,
+    bench: true,
+    scenarios: &[("a_full_uplink_asks_for_its_rate", a_full_uplink)],
 };
 
 /// From a deed to ten seconds of it in the books, in an emulated and busy host.
