@@ -134,6 +134,11 @@ impl ConfigSpace {
         (self.data[COMMAND] & COMMAND_MEMORY != 0).then_some(u64::from(address & !0xf))
     }
 
+    /// Whether the function may access memory and send interrupts by itself.
+    pub fn is_bus_master(&self) -> bool {
+        self.data[COMMAND] & COMMAND_BUS_MASTER != 0
+    }
+
     /// One byte, for those who look at their own capabilities.
     pub fn byte(&self, at: usize) -> u8 {
         self.data.get(at).copied().unwrap_or(0)

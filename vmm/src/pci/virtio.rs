@@ -7,6 +7,11 @@
 //!
 //! Notifications reach the device thread by ioeventfd, interrupts the guest by irqfd; both are KVM's, behind [`Host`]. There is
 //! no INTx. The queues are the driver's until DRIVER_OK, then the device's until reset.
+//!
+//! Taking bus mastering away (PCI local bus 3.0, 6.2.2, command bit 2) is a reset, too. It is how Linux stops devices before a kexec
+//! (pci_device_shutdown), without a word to their drivers: a queue that lived on would be written to in the next kernel's memory. It is no
+//! pause that ends with the bit: rings whose place the device has forgotten are of no use. A driver that never sets the bit is served, as
+//! other monitors do.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -368,10 +373,13 @@ impl PciFunction for VirtioFunction {
     }
 
     fn write_config(&mut self, offset: u16, data: &[u8]) {
-        let before = self.config.bar0();
+        let (bar, master) = (self.config.bar0(), self.config.is_bus_master());
         self.config.write(offset, data);
-        if self.config.bar0() != before {
+        if self.config.bar0() != bar {
             self.follow_bar();
+        }
+        if master && !self.config.is_bus_master() {
+            self.reset_device();
         }
         if let Some((at, length)) = self.window(offset, data.len()) {
             self.write_bar(at, &data[..length]);

@@ -139,6 +139,26 @@ fn a_driver_brings_the_device_up_is_interrupted_and_resets_it() {
 }
 
 #[test]
+fn without_bus_mastering_nothing_of_the_device_goes_on() {
+    let (mut f, counters, device) = function();
+    bring_up(&mut f, 0x1000);
+    let interrupt = device.lock().unwrap().1.as_ref().unwrap().interrupt.clone();
+    // Other bits, and the same again.
+    f.write_config(4, &[6, 4]);
+    f.write_config(5, &[0]);
+    assert_eq!((status(&mut f), counters.reset.load(Ordering::Relaxed)), (0xf, 0));
+    f.write_config(4, &[2]);
+    assert_eq!((status(&mut f), counters.reset.load(Ordering::Relaxed)), (0, 1));
+    assert!(device.lock().unwrap().1.is_none() && counters.connected.load(Ordering::Relaxed) == 0);
+    interrupt.queue(0);
+    assert_eq!(counters.fired.load(Ordering::Relaxed), 0, "an interrupt is a write, too");
+    f.write_config(4, &[2]);
+    assert_eq!(counters.reset.load(Ordering::Relaxed), 1);
+    bring_up(&mut f, 0x1000);
+    assert_eq!((status(&mut f), counters.activated.load(Ordering::Relaxed)), (0xf, 2));
+}
+
+#[test]
 fn a_ring_outside_of_memory_stops_the_device_until_it_is_reset() {
     let (mut f, counters, _device) = function();
     bring_up(&mut f, 0xffff_ffff_ffff_0000);
