@@ -16,8 +16,8 @@
 //! it is first booted is one of those, too. A wrong answer is none.
 //! The same holds at any time for an *emulated* host that restarts by itself or has a panic of its own kernel on its console:
 //! QEMU's emulation of SVM corrupts a kernel's stack about once in a hundred nested boots, whatever runs there. So it does for the
-//! guest inside: a guest's console that tells of a [corrupted stack](CORRUPTION) counts as the emulation's, too. A failed
-//! expectation is never retried otherwise.
+//! guest inside: a guest's console that tells of a [corrupted stack](CORRUPTION) counts as the emulation's, too, and so does one whose
+//! kernel has stopped in the middle of a line. A failed expectation is never retried otherwise.
 
 use std::cell::Cell;
 use std::fs;
@@ -48,6 +48,8 @@ pub const CORRUPTION: [&str; 4] = [
     "corrupted stack end",
     "the guest reset itself by a triple fault",
 ];
+/// For how long nothing has come from a guest whose kernel stopped in the middle of a line.
+const STUCK_SECONDS: u32 = 30;
 /// Where guests' consoles are kept, in a host, and what monitors say that no agent hears.
 const CONSOLES: &str = "/root/machine-*/console /root/machine-*/said /var/lib/lathe/machines/*/console.log";
 
@@ -141,7 +143,8 @@ impl Hosts {
         self.emulated && self.preparing.get() && !self.expected.get()
     }
 
-    /// Whether an emulated host has restarted by itself, or its console tells of the end of its kernel, or a guest's of a corrupted stack.
+    /// Whether an emulated host has restarted by itself, or its console tells of the end of its kernel, or a guest's of a corrupted stack or
+    /// of a kernel that stopped in the middle of a line.
     fn emulation_failed(&self) -> bool {
         let panicked = |number| {
             let console = fs::read(crate::qemu::path_of(self.set.directory(), number, "console.log"));
@@ -153,6 +156,9 @@ impl Hosts {
         let seconds = self.begun.get().elapsed().as_secs() + 1;
         let line = format!(
             "find {CONSOLES} -newermt '{seconds} seconds ago' -exec grep -la {words} {{}} + 2>/dev/null
+             find {CONSOLES} -newermt '{seconds} seconds ago' ! -newermt '{STUCK_SECONDS} seconds ago' 2>/dev/null | while read -r console; do
+                 [ -z \"$(tail -c 1 \"$console\")\" ] || ! tail -n 1 \"$console\" | grep -aE '^\\[ *[0-9]+\\.[0-9]+\\] ' || echo \"$console\"
+             done
              journalctl -q --since=-{seconds}s -u lathed | grep -a 'reset itself by a triple fault'"
         );
         let corrupted = |number| {
