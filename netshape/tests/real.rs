@@ -15,30 +15,14 @@ use lathe_netshape::{
     Proto, Publish, RatePatch, Shaping, Tap, TapError, mac_for,
 };
 
-type Tested = Result<(), Box<dyn Error>>;
+mod common;
 
-const HEADER_BYTES: usize = 12;
+use common::{HEADER_BYTES, Tested, bridge, in_namespace};
+
 /// A full Ethernet frame.
 const FRAME_BYTES: usize = 1514;
 /// Of local experimental use (IEEE 802): nobody answers it.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
-
-fn in_namespace(test: impl AsyncFnOnce(Netlink) -> Tested) -> Tested {
-    if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-        println!("skipped: no network namespace of its own: {error}");
-        return Ok(());
-    }
-    if !std::path::Path::new("/dev/net/tun").exists() {
-        println!("skipped: no /dev/net/tun");
-        return Ok(());
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let (nl, connection) = Netlink::connect()?;
-        tokio::spawn(connection);
-        test(nl).await
-    })
-}
 
 /// A measurement takes the machine's time, and a busy machine takes it from the measurement, so these tests assert what
 /// holds on every machine: never more than asked plus a burst (5 %), in all attempts; and in one of so many at least a
@@ -123,10 +107,6 @@ impl Guest {
             }
         }
     }
-}
-
-fn bridge() -> Result<IfName, lathe_netshape::Error> {
-    IfName::new("lathe0")
 }
 
 async fn guest(nl: &Netlink, name: &str) -> Result<Guest, Box<dyn Error>> {
