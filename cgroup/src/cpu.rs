@@ -255,7 +255,7 @@ fn write_bandwidth(root: &Path, name: &'static str, wanted: Bandwidth) -> Result
     Ok(())
 }
 
-fn write_changed(path: &Path, value: u64) -> Result<(), Error> {
+pub(crate) fn write_changed(path: &Path, value: u64) -> Result<(), Error> {
     if file::read_u64(path)? == value {
         return Ok(());
     }

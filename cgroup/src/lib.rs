@@ -1,11 +1,11 @@
 //! Cgroup v2 mechanism of Lathe, one file per controller.
 //!
 //! Everything here works below **one delegated cgroup**, whose path is an argument. Nothing above it is ever read for a
-//! decision or written, no policy is known (what share, which tier: the agent's business), nothing is remembered: the
+//! decision, nothing of it written but the few files that [`standing`] names, no policy is known (what share, which tier: the agent's business), nothing is remembered: the
 //! kernel's files are the state, so that an agent that was restarted finds everything again.
 //!
 //! ```text
-//! lathe.slice/lathe-vm@web.service      the unit's cgroup: systemd's and root's, never the monitor's or ours
+//! lathe.slice/lathe-vm@web.service      the unit's cgroup: systemd's and root's, never the monitor's; four files of it ours
 //! ├─ .control                           systemd's control processes (ExecStartPost= and the like), left alone
 //! └─ machine/        "domain threaded": memory, io, pids   ┐
 //!    ├─ vcpu/        threaded: cpu of the vCPU threads     ├ owned by user `lathe`
@@ -16,6 +16,7 @@
 //! |---|---|
 //! | [`tree`] | the tree above: prepared by the root helper, opened by the agent, removed |
 //! | [`cpu`], [`cpuset`], [`memory`], [`io`], [`pids`], [`pressure`], `freezer` | one kernel controller each |
+//! | [`standing`] | what a machine gets when it and its siblings want the same |
 //! | [`usage`] | everything that a machine uses, in one reading |
 //! | `file`, `hierarchy`, `error` | the only code that touches files; cgroups-rs rooted at our path; what went wrong, where, and what to check |
 //!
@@ -31,6 +32,7 @@ pub mod io;
 pub mod memory;
 pub mod pids;
 pub mod pressure;
+pub mod standing;
 #[cfg(test)]
 mod testing;
 pub mod tree;
@@ -43,6 +45,7 @@ pub use error::Error;
 pub use io::{Device, IoLimits, IoPatch, IoUsage};
 pub use memory::{MemoryEvents, MemoryLimits, MemoryPatch, MemoryUsage};
 pub use pressure::{Pressure, PressureUsage, Resource, Stall, Trigger};
+pub use standing::{CpuTurn, Protection, Reach, Standing};
 pub use tree::{MachineTree, Owner, Removal};
 pub use units::{Bytes, MilliCpu, Patch};
 pub use usage::Usage;

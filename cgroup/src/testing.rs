@@ -9,12 +9,13 @@ pub(crate) struct Fixture {
     dir: TempDir,
 }
 
-const CPU: [(&str, &str); 6] = [
+const CPU: [(&str, &str); 7] = [
     ("cpuset.cpus", "\n"),
     ("cpuset.cpus.effective", "0-7\n"),
     ("cpu.max", "max 100000\n"),
     ("cpu.max.burst", "0\n"),
     ("cpu.weight", "100\n"),
+    ("cpu.idle", "0\n"),
     (
         "cpu.stat",
         "usage_usec 2500\nuser_usec 2000\nsystem_usec 500\nnr_periods 40\nnr_throttled 7\nthrottled_usec 900\n",
@@ -58,6 +59,9 @@ impl Fixture {
         }
         for (name, text) in MACHINE {
             fs::write(fixture.machine().join(name), text).expect("a file");
+        }
+        for name in ["memory.min", "memory.low"] {
+            fs::write(fixture.unit().join(name), "0\n").expect("a file");
         }
         fixture
     }

@@ -9,7 +9,7 @@
 //! 3. Controllers on in the unit, then cpu and cpuset (threaded ones only) on in `machine`.
 //! 4. Ownership: everything from `machine` down to the agent's user, the unit itself **back to root**. systemd gives a
 //!    delegated cgroup to the unit's own user at each exec; left like that, a monitor taken over by its guest could
-//!    raise its own limits. The agent owns `machine/cgroup.procs`, the common ancestor of `vcpu` and `vmm`, which is what
+//!    raise its own limits. Of the unit's files the agent gets the four of [`crate::standing`]. It owns `machine/cgroup.procs`, the common ancestor of `vcpu` and `vmm`, which is what
 //!    the kernel asks of who moves threads between them ("Delegation Containment").
 //!
 //! systemd 252 has its control processes in `.control` beside `machine`; the helper that calls this runs in it. A
@@ -29,6 +29,7 @@ use crate::io::{self, Device, IoLimits, IoPatch};
 use crate::memory::{self, MemoryLimits, MemoryPatch};
 use crate::pids;
 use crate::pressure::{self, Resource, Stall, Trigger};
+use crate::standing::{self, Reach, SLICE_FILES, Standing, UNIT_FILES};
 use crate::units::{Bytes, MilliCpu, Patch};
 use crate::usage::{self, Usage};
 
@@ -120,7 +121,17 @@ impl MachineTree {
         if control.is_dir() {
             take_back(&control)?;
         }
+        give_files(&tree.unit, &UNIT_FILES, owner)?;
         Ok(tree)
+    }
+
+    /// Gives `owner` what it takes to protect the memory of all machines of a slice: two files of the slice's cgroup, nothing else. Needs
+    /// root. systemd removes an empty slice's cgroup and makes another later, so it is for every start of a machine. Repeating it is harmless.
+    ///
+    /// # Errors
+    /// [`Error::Folder`] with what the kernel said.
+    pub fn prepare_slice(slice: &Path, owner: Owner) -> Result<(), Error> {
+        give_files(slice, &SLICE_FILES, owner)
     }
 
     /// The tree that [`MachineTree::prepare`] made, also after a restart of the agent.
@@ -238,6 +249,16 @@ impl MachineTree {
     /// [`Error::OutOfRange`], [`Error::Write`], [`Error::ReadBack`].
     pub fn set_memory(&self, patch: &MemoryPatch) -> Result<MemoryLimits, Error> {
         memory::set(&self.unit, MACHINE, patch)
+    }
+
+    /// Changes how the machine stands against its siblings; twice is once. In a tree whose unit's files were not given to us only its inside
+    /// is changed.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Read`], [`Error::Write`], [`Error::ReadBack`].
+    pub fn set_standing(&self, standing: &Standing) -> Result<Reach, Error> {
+        standing::protect(&self.machine, standing.memory)?;
+        standing::set_unit(&self.unit, standing)
     }
 
     /// Memory limits as the kernel has them.
@@ -452,6 +473,18 @@ fn give(group: &Path, owner: Owner) -> Result<(), Error> {
     change_owner(group, &meta, owner)
 }
 
+/// Gives single files of a cgroup to `owner`, as far as this kernel has them.
+fn give_files(group: &Path, names: &[&str], owner: Owner) -> Result<(), Error> {
+    for path in names.iter().map(|name| group.join(name)) {
+        match fs::metadata(&path) {
+            Ok(meta) => change_owner(&path, &meta, owner)?,
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(folder_error("look at", &path, source)),
+        }
+    }
+    Ok(())
+}
+
 /// Takes a cgroup and all its files back to root; its children are not touched.
 fn take_back(group: &Path) -> Result<(), Error> {
     let mut paths = files_of(group)?;
@@ -505,7 +538,10 @@ mod tests {
         {
             assert_eq!(fs::metadata(path).expect("there").uid(), AGENT.uid, "{}", path.display());
         }
-        for path in [tree.unit(), &tree.unit().join("cgroup.procs"), &control] {
+        for name in UNIT_FILES {
+            assert_eq!(fs::metadata(tree.unit().join(name)).expect("there").uid(), AGENT.uid, "{name}");
+        }
+        for path in [tree.unit(), &tree.unit().join("cgroup.procs"), &tree.unit().join("cpu.max"), &control] {
             assert_eq!(fs::metadata(path).expect("there").uid(), 0, "{}", path.display());
         }
     }

@@ -9,6 +9,7 @@ mod testing;
 
 use std::future::Future;
 use std::io;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
@@ -22,6 +23,9 @@ use crate::name::IfName;
 
 /// A dump of more than this many objects is not this host's.
 const DUMP_MAX: usize = 100_000;
+
+/// The kernel answers at once, or after whoever else changes the network; what takes longer is lost.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// A connection to the kernel's network, of the network namespace in which it was made. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -56,16 +60,20 @@ impl Netlink {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut answers = self.handle.clone().request(request).map_err(io::Error::other)?;
-        let mut inner = Vec::new();
-        while let Some(answer) = answers.next().await {
-            match answer.payload {
-                NetlinkPayload::InnerMessage(message) if inner.len() < DUMP_MAX => inner.push(message),
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::Overrun(_) => return Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
-                _ => {}
+        let answered = async {
+            let mut inner = Vec::new();
+            while let Some(answer) = answers.next().await {
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) if inner.len() < DUMP_MAX => inner.push(message),
+                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                    NetlinkPayload::Overrun(_) => return Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
+                    _ => {}
+                }
             }
-        }
-        Ok(inner)
+            Ok(inner)
+        };
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the kernel has not answered");
+        tokio::time::timeout(ANSWER_LIMIT, answered).await.map_err(late)?
     }
 
     async fn ack(&self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
