@@ -38,6 +38,8 @@ pub struct Monitor {
     on_expiry: OnPanic,
     /// What the guest's kernel said when it panicked, until the next reset.
     panic: Option<String>,
+    /// It was paused because its watchdog expired, until it goes on.
+    expired: bool,
     reboots: u64,
     go_monotonic_nsec: u64,
     events: Vec<Event>,
@@ -84,6 +86,7 @@ impl Monitor {
             on_panic: OnPanic::default(),
             on_expiry: OnPanic::default(),
             panic: None,
+            expired: false,
             reboots: 0,
             go_monotonic_nsec: 0,
             events: Vec::new(),
@@ -164,6 +167,7 @@ impl Monitor {
                     self.go_monotonic_nsec = monotonic_nsec();
                 }
                 self.machine()?.run();
+                self.expired = false;
                 Answer::Done {}
             }
             Command::Pause {} => {
@@ -255,6 +259,7 @@ impl Monitor {
             vcpu_tids: self.machine.as_ref().map(Machine::tids).unwrap_or_default(),
             reboots: self.reboots,
             panic: self.panic.clone(),
+            watchdog_expired: self.expired,
             go_monotonic_nsec: self.go_monotonic_nsec,
             cpus: self.machine.as_ref().map(Machine::cpu_status),
             memory: self.machine.as_ref().map(Machine::memory_status),
@@ -340,6 +345,7 @@ impl Monitor {
             return;
         }
         if expired && halt.is_none() {
+            self.expired = self.on_expiry == OnPanic::Pause;
             self.events.push(Event::WatchdogExpired {});
             if self.act(self.on_expiry, ExitReason::Watchdog) {
                 return;
@@ -408,7 +414,7 @@ impl Monitor {
             Some(Ok(())) => {
                 self.reboots += 1;
                 self.collect();
-                self.panic = None;
+                (self.panic, self.expired) = (None, false);
                 self.events.push(Event::Rebooted {});
                 // What happened while the vCPUs were being stopped belongs to the life before.
                 let _ = self.notices.take();

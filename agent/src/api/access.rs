@@ -2,7 +2,8 @@
 //!
 //! The kernel says who is at the other end of the connection (`SO_PEERCRED`: user and group as they were when it connected, which no
 //! client can forge). root and lathed's own user may do everything; members of `[api] group` may change things, members of
-//! `view_group` may look. Looking is `GET` and `HEAD`, all else is changing.
+//! `view_group` may look. Looking is `GET` and `HEAD`, all else is changing. What is the host's own and not its machines' (how its uplink
+//! queues, of which ssh and everything else on the host depends) only root changes.
 //!
 //! Supplementary groups are read from the accounts (getgrouplist(3)), not from the process: `SO_PEERGROUPS` has no safe wrapper. So a
 //! new member needs no new login, a process that dropped its groups keeps what its user may, and a service that got a group from systemd
@@ -39,12 +40,21 @@ pub enum Want {
     View,
     /// To change something.
     Change,
+    /// To change what is the host's own.
+    ChangeHost,
 }
 
+/// What is the host's own.
+const HOSTS_OWN: [&str; 1] = ["/v1/host/uplink"];
+
 impl Want {
-    /// What a method wants.
-    pub fn of(method: &Method) -> Self {
-        if method == Method::GET || method == Method::HEAD { Self::View } else { Self::Change }
+    /// What a method wants of a path.
+    pub fn of(method: &Method, path: &str) -> Self {
+        match method {
+            &Method::GET | &Method::HEAD => Self::View,
+            _ if HOSTS_OWN.contains(&path) => Self::ChangeHost,
+            _ => Self::Change,
+        }
     }
 }
 
@@ -115,13 +125,21 @@ impl Access {
         let mut groups = self.accounts.groups_of(peer.uid, peer.gid);
         groups.push(peer.gid);
         let member = |name: &str| self.accounts.group(name).is_some_and(|gid| groups.contains(&gid));
-        if member(&self.group) || (want == Want::View && member(&self.view_group)) {
+        if want != Want::ChangeHost
+            && (member(&self.group) || (want == Want::View && member(&self.view_group)))
+        {
             return Ok(());
         }
         let user = self.accounts.user(peer.uid).unwrap_or_else(|| format!("#{}", peer.uid));
         let (verb, detail) = match want {
             Want::View => ("look", format!("members of group {} or {} may", self.group, self.view_group)),
             Want::Change => ("change anything", format!("members of group {} may", self.group)),
+            Want::ChangeHost => {
+                let message = format!("user {user} may not change what is the host's own");
+                return Err(Problem::new(Kind::NotPermitted, "not-permitted", message)
+                    .detail(format!("only root may; members of group {} change machines", self.group))
+                    .fix("the same command with sudo"));
+            }
         };
         let needed = if want == Want::View { &self.view_group } else { &self.group };
         Err(Problem::new(Kind::NotPermitted, "not-permitted", format!("user {user} may not {verb} here"))
@@ -136,7 +154,7 @@ pub async fn authorise(State(app): State<App>, request: Request, next: Next) -> 
         return ApiError(Problem::internal("a request without its sender", "the server is wired wrongly"))
             .into_response();
     };
-    let want = Want::of(request.method());
+    let want = Want::of(request.method(), request.uri().path());
     if !app.access.is_owner(peer) {
         let access = Arc::clone(&app.access);
         let decided = tokio::task::spawn_blocking(move || access.decide(peer, want)).await;
@@ -146,7 +164,7 @@ pub async fn authorise(State(app): State<App>, request: Request, next: Next) -> 
             return ApiError(problem).into_response();
         }
     }
-    if want == Want::Change {
+    if want != Want::View {
         tracing::info!(uid = peer.uid, pid = peer.pid, "{} {}", request.method(), request.uri().path());
     }
     next.run(request).await
@@ -206,6 +224,8 @@ mod tests {
         for (who, uid, gid, view, change) in table {
             assert_eq!(decide(uid, gid, Want::View).is_ok(), view, "{who} looking");
             assert_eq!(decide(uid, gid, Want::Change).is_ok(), change, "{who} changing");
+            let own = decide(uid, gid, Want::ChangeHost).is_ok();
+            assert_eq!(own, uid == 0 || uid == 900, "{who} changing the host");
         }
     }
 
@@ -235,9 +255,10 @@ mod tests {
         for method in
             [Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS, Method::CONNECT]
         {
-            assert_eq!(Want::of(&method), Want::Change);
+            assert_eq!(Want::of(&method, "/v1/machines"), Want::Change);
+            assert_eq!(Want::of(&method, "/v1/host/uplink"), Want::ChangeHost);
         }
-        assert_eq!(Want::of(&Method::HEAD), Want::View);
+        assert_eq!(Want::of(&Method::HEAD, "/v1/host/uplink"), Want::View);
     }
 
     #[test]

@@ -10,8 +10,9 @@ use tokio::sync::{broadcast, mpsc};
 use super::wire::{
     ClusterInit, ClusterView, DiskList, DoctorReport, EventView, HostView, JoinRequest, MachineView, NicList,
     OperationList, OperationView, PeerList, PlanView, Removed, ResizeRequest, ResizeView, RunRequest,
-    StopRequest, TokenView,
+    StopRequest, TokenView, UplinkRequest, UplinkView,
 };
+use crate::machines::enforced::{Limit, Took};
 use crate::machines::{ConsoleHandle, DiskChange, DiskChanged, Machines, NicChange, NicChanged};
 use crate::problem::Problem;
 
@@ -97,6 +98,16 @@ pub trait Core: Send + Sync {
     ) -> Reply<'a, (String, broadcast::Receiver<Vec<u8>>)>;
     /// The books; `peers_alive` is not filled in.
     fn host(&self) -> HostView;
+    /// How long it took until decisions were in force.
+    fn enforced(&self) -> Vec<(Limit, Took)>;
+    /// The uplink and what machines have of it.
+    fn uplink(&self) -> Later<'_, UplinkView>;
+    /// Shares it between machines.
+    fn enable_uplink(&self, request: UplinkRequest) -> Reply<'_, UplinkView>;
+    /// What [`Core::enable_uplink`] would do.
+    fn plan_uplink<'a>(&'a self, request: &'a UplinkRequest) -> Reply<'a, PlanView>;
+    /// Puts back what was there.
+    fn disable_uplink(&self) -> Reply<'_, UplinkView>;
     /// What happens from now on.
     fn events(&self) -> broadcast::Receiver<EventView>;
 }
@@ -237,6 +248,26 @@ impl Core for Machines {
 
     fn host(&self) -> HostView {
         Machines::host(self)
+    }
+
+    fn enforced(&self) -> Vec<(Limit, Took)> {
+        Machines::enforced(self)
+    }
+
+    fn uplink(&self) -> Later<'_, UplinkView> {
+        Box::pin(Machines::uplink(self))
+    }
+
+    fn enable_uplink(&self, request: UplinkRequest) -> Reply<'_, UplinkView> {
+        Box::pin(async move { Machines::enable_uplink(self, &request).await })
+    }
+
+    fn plan_uplink<'a>(&'a self, request: &'a UplinkRequest) -> Reply<'a, PlanView> {
+        Box::pin(Machines::plan_uplink(self, request))
+    }
+
+    fn disable_uplink(&self) -> Reply<'_, UplinkView> {
+        Box::pin(Machines::disable_uplink(self))
     }
 
     fn events(&self) -> broadcast::Receiver<EventView> {

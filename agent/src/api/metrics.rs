@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::wire::{Amounts, DeliveredWindows, HostAmounts, HostView, MachineState, MachineView};
+use crate::machines::enforced::{BOUNDS_USEC, Limit, Took};
 
 /// As the OpenMetrics specification 1.0 wants it.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -80,11 +81,12 @@ fn seconds(usec: u64) -> f64 {
 }
 
 /// Everything, as text.
-pub fn render(host: &HostView, machines: &[MachineView]) -> String {
+pub fn render(host: &HostView, machines: &[MachineView], enforced: &[(Limit, Took)]) -> String {
     let mut text = String::new();
     family(&mut text, "lathe_build", "info", "", "Version of lathed.");
     line(&mut text, "lathe_build_info", &format!("version=\"{}\"", escaped(&host.version)), 1.0);
     host_metrics(&mut text, host);
+    times_until_enforced(&mut text, enforced);
     for (stem, unit, what, divisor, get) in MACHINE_AMOUNTS {
         for (part, pick) in PARTS {
             let name = format!("{stem}_{part}_{unit}");
@@ -100,6 +102,11 @@ pub fn render(host: &HostView, machines: &[MachineView]) -> String {
         for machine in machines {
             line(&mut text, &sample, &label(machine), get(machine));
         }
+    }
+    let name = "lathe_machine_tier";
+    family(&mut text, name, "gauge", "", "1 of the tier that was asked for last.");
+    for machine in machines {
+        line(&mut text, name, &format!("{},tier=\"{}\"", label(machine), machine.tier.word()), 1.0);
     }
     shares_of_machines(&mut text, machines);
     text.push_str("# EOF\n");
@@ -142,17 +149,38 @@ fn shares_of_machines(text: &mut String, machines: &[MachineView]) {
     }
 }
 
+/// From decisions to what is in force, as a histogram by resource.
+fn times_until_enforced(text: &mut String, enforced: &[(Limit, Took)]) {
+    let name = "lathe_enforce_seconds";
+    family(text, name, "histogram", "seconds", "From the decision until it is in force and read back.");
+    for (limit, took) in enforced {
+        let labels = format!("resource=\"{}\"", limit.word());
+        let mut count = 0;
+        // As OpenMetrics wants them: `0.0001`, `1.0`.
+        let bounds = BOUNDS_USEC.iter().map(|usec| format!("{:?}", seconds(*usec)));
+        for (within, bound) in took.within.iter().zip(bounds.chain(["+Inf".to_owned()])) {
+            count += within;
+            line(text, &format!("{name}_bucket"), &format!("{labels},le=\"{bound}\""), count as f64);
+        }
+        line(text, &format!("{name}_count"), &labels, count as f64);
+        line(text, &format!("{name}_sum"), &labels, took.sum.as_secs_f64());
+    }
+}
+
 fn host_metrics(text: &mut String, host: &HostView) {
     let resources: [(&str, &str, f64, HostAmounts); 3] = [
         ("lathe_host_cpu", "cores", 1000.0, host.resources.cpu),
         ("lathe_host_memory", "bytes", 1.0, host.resources.memory),
         ("lathe_host_disk", "bytes", 1.0, host.resources.disk),
     ];
-    for (stem, unit, divisor, amounts) in resources {
+    // Counted while the uplink is shared.
+    let uplink = host.resources.net.map(|net| ("lathe_host_uplink", "bits_per_second", 1.0, net));
+    for (stem, unit, divisor, amounts) in resources.into_iter().chain(uplink) {
         let parts = [
             ("capacity", amounts.capacity, "All there is"),
             ("reserved", amounts.reserved, "Kept back for the host"),
-            ("granted", amounts.granted, "Given to machines"),
+            ("granted", amounts.granted, "Booked for machines"),
+            ("promised", amounts.promised, "Promised to machines, whatever their tier"),
             ("used", amounts.used, "Consumed now"),
             ("free", amounts.free, "Left to give"),
         ];
@@ -219,6 +247,8 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::tests::fake::{host, machine};
     use super::*;
 
@@ -227,16 +257,26 @@ mod tests {
         let mut web = machine("web");
         web.cpu.desired = 1500;
         web.cpu_usage_usec = 2_500_000;
-        let text = render(&host(), &[web]);
+        let mut took = Took { sum: Duration::from_millis(31), ..Took::default() };
+        (took.within[4], took.within[7], took.within[13]) = (98, 1, 1);
+        let text = render(&host(), &[web], &[(Limit::Iops, took)]);
         for expected in [
             "lathe_machine_cpu_desired_cores{machine=\"web\"} 1.5\n",
             "lathe_machine_cpu_seconds_total{machine=\"web\"} 2.5\n",
+            "lathe_machine_tier{machine=\"web\",tier=\"standard\"} 1\n",
             "# UNIT lathe_host_memory_free_bytes bytes\n",
             "lathe_host_cpu_capacity_cores 8\n",
             "lathe_build_info{version=\"0.1.0\"} 1\n",
             "# UNIT lathe_machine_delivered_ratio ratio\n",
             "lathe_machine_delivered_ratio{machine=\"web\",resource=\"cpu\",window=\"10s\"} 0.998\n",
             "lathe_machine_stalled_ratio{machine=\"web\",resource=\"memory\"} 0.0012\n",
+            "# TYPE lathe_enforce_seconds histogram\n",
+            "lathe_enforce_seconds_bucket{resource=\"iops\",le=\"0.0001\"} 0\n",
+            "lathe_enforce_seconds_bucket{resource=\"iops\",le=\"0.005\"} 98\n",
+            "lathe_enforce_seconds_bucket{resource=\"iops\",le=\"1.0\"} 99\n",
+            "lathe_enforce_seconds_bucket{resource=\"iops\",le=\"+Inf\"} 100\n",
+            "lathe_enforce_seconds_count{resource=\"iops\"} 100\n",
+            "lathe_enforce_seconds_sum{resource=\"iops\"} 0.031\n",
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
@@ -258,12 +298,13 @@ mod tests {
                 assert!(name == family && name.ends_with(&format!("_{unit}")), "{line}");
             } else if !line.starts_with('#') {
                 let name = line.split(['{', ' ']).next().unwrap();
-                let suffix = match kind {
-                    "counter" => "_total",
-                    "info" => "_info",
-                    _ => "",
+                let suffixes: &[&str] = match kind {
+                    "counter" => &["_total"],
+                    "info" => &["_info"],
+                    "histogram" => &["_bucket", "_count", "_sum"],
+                    _ => &[""],
                 };
-                assert_eq!(name, format!("{family}{suffix}"));
+                assert!(suffixes.iter().any(|suffix| name == format!("{family}{suffix}")), "{line}");
             }
         }
     }

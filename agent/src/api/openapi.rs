@@ -14,6 +14,9 @@ use super::routes::{cluster, disks, files, host, machines, nics, streams};
     paths(
         host::version,
         host::host,
+        host::uplink,
+        host::enable_uplink,
+        host::disable_uplink,
         host::doctor,
         host::openapi,
         host::metrics,

@@ -7,6 +7,9 @@
 //! |---|---|---|
 //! | `GET /v1/version` | → [`Version`] | view |
 //! | `GET /v1/host` | → [`HostView`] | view |
+//! | `GET /v1/host/uplink` | → [`UplinkView`] | view |
+//! | `PUT /v1/host/uplink[?plan=true]` | [`UplinkRequest`] → [`UplinkView`], or [`PlanView`] | change |
+//! | `DELETE /v1/host/uplink` | → [`UplinkView`] | change |
 //! | `GET /v1/machines` | → [`MachineList`] | view |
 //! | `POST /v1/machines[?plan=true]` | [`RunRequest`] → 201 [`MachineView`], or [`PlanView`] | change |
 //! | `GET /v1/machines/{name}` | → [`MachineView`] with its revision as `ETag` | view |
@@ -42,8 +45,12 @@
 //! Errors have status 4xx/5xx and [`ErrorBody`]. Status codes: 400 bad request, 403 not permitted, 404 no such thing, 409 conflict
 //! (name taken, revision, in use, wrong state), 422 more than the host has or the guest can, 500 our fault, 503 not ready.
 
+mod uplink;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+pub use self::uplink::{UplinkMachine, UplinkRequest, UplinkShare, UplinkView};
 
 /// Value of every `schema` field.
 pub const SCHEMA: u32 = 1;
@@ -89,6 +96,12 @@ pub struct MachineView {
     pub net: Amounts,
     /// I/O operations per second; 0 means unlimited.
     pub iops: Amounts,
+    /// What was asked for last.
+    #[serde(default)]
+    pub tier: Tier,
+    /// What is in force now; `null` while it is off, and where the host cannot put it in force.
+    #[serde(default)]
+    pub tier_actual: Option<Tier>,
     /// vCPUs.
     pub vcpus: u32,
     /// Addresses with prefix length, of all its nics in order.
@@ -244,6 +257,44 @@ pub enum RestartPolicy {
     Always,
 }
 
+/// What happens to a machine when shards are short. In the order of what it is promised.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tier {
+    /// It takes CPU that nobody else wants, up to its grant, and is promised none.
+    Harvest,
+    /// It shares with other machines of its tier what is left beside the guaranteed ones.
+    #[default]
+    Standard,
+    /// It gets its grant always.
+    Guaranteed,
+}
+
+impl Tier {
+    /// As people and JSON write it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Harvest => "harvest",
+            Self::Standard => "standard",
+            Self::Guaranteed => "guaranteed",
+        }
+    }
+
+    /// Its number in plans, 0 to 2.
+    pub fn rank(self) -> u64 {
+        match self {
+            Self::Harvest => 0,
+            Self::Standard => 1,
+            Self::Guaranteed => 2,
+        }
+    }
+
+    /// All of them, by rank.
+    pub const ALL: [Self; 3] = [Self::Harvest, Self::Standard, Self::Guaranteed];
+}
+
 /// What a machine does whose guest is in trouble: its kernel has panicked, or its watchdog has expired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -283,6 +334,9 @@ pub struct RunRequest {
     pub net: bool,
     /// I/O operations per second; `None`: no limit.
     pub iops: Option<u64>,
+    /// What happens to it when shards are short.
+    #[serde(default)]
+    pub tier: Tier,
     /// Boot an imported image (its disk is copied to a private one).
     pub image: Option<String>,
     /// Upload id of a kernel; otherwise the host's own.
@@ -492,6 +546,9 @@ pub struct ResizeRequest {
     pub net_bit_per_sec: Option<u64>,
     /// I/O operations per second; 0: no limit.
     pub iops: Option<u64>,
+    /// What happens to it when shards are short.
+    #[serde(default)]
+    pub tier: Option<Tier>,
     /// Seconds after which what this changes goes back to what it was, 1..=31536000; `None`: it stays.
     #[serde(default)]
     pub for_sec: Option<u64>,
@@ -531,6 +588,9 @@ pub struct ShapeView {
     pub net_bit_per_sec: u64,
     /// I/O operations per second; 0: no limit.
     pub iops: u64,
+    /// What happens to it when shards are short.
+    #[serde(default)]
+    pub tier: Tier,
 }
 
 /// One change of a machine's shape, under way or over.
@@ -612,6 +672,12 @@ pub struct ResizeView {
     pub net: Amounts,
     /// I/O operations per second.
     pub iops: Amounts,
+    /// What was asked for last.
+    #[serde(default)]
+    pub tier: Tier,
+    /// What is in force now, as in [`MachineView`].
+    #[serde(default)]
+    pub tier_actual: Option<Tier>,
 }
 
 /// What would happen, step by step.
@@ -619,9 +685,9 @@ pub struct ResizeView {
 pub struct PlanView {
     /// Always [`SCHEMA`].
     pub schema: u32,
-    /// Machine name.
+    /// Machine name; of the uplink its device.
     pub name: String,
-    /// Present revision; 0 for a machine that does not exist yet.
+    /// Present revision, of the uplink that of the books; 0 for a machine that does not exist yet.
     pub revision: u64,
     /// Nothing to do when empty.
     pub steps: Vec<PlanStep>,
@@ -632,9 +698,9 @@ pub struct PlanView {
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlanStep {
-    /// `cpu`, `memory`, `net`, `iops`, `disk`, `nic`, `machine`.
+    /// `cpu`, `memory`, `net`, `iops`, `tier`, `disk`, `nic`, `machine`.
     pub resource: String,
-    /// In the resource's unit.
+    /// In the resource's unit; of `tier` 0 is harvest, 1 standard, 2 guaranteed.
     pub from: u64,
     /// In the resource's unit.
     pub to: u64,
@@ -663,15 +729,18 @@ pub struct Removed {
     pub kept: Option<String>,
 }
 
-/// One resource of a host. `free = capacity - reserved - granted`.
+/// One resource of a host. `free = capacity - reserved - granted`: what a machine more could be guaranteed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostAmounts {
     /// All there is.
     pub capacity: u64,
     /// Kept back for the host.
     pub reserved: u64,
-    /// Given to machines.
+    /// What machines take of it: guarantees in full, shared promises divided by the overcommit, no CPU for harvest.
     pub granted: u64,
+    /// What machines were promised in all, whatever their tier.
+    #[serde(default)]
+    pub promised: u64,
     /// Consumed now.
     pub used: u64,
     /// Left to give.
@@ -687,6 +756,9 @@ pub struct HostResources {
     pub memory: HostAmounts,
     /// Bytes under the state directory.
     pub disk: HostAmounts,
+    /// bit/s of the uplink, while it is shared between machines; used: what their first nics carry in the busier direction.
+    #[serde(default)]
+    pub net: Option<HostAmounts>,
 }
 
 /// A host, as `lathe host --json` prints it.

@@ -28,7 +28,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// As root, once after boot: load kernel modules, turn IP forwarding on
+    /// As root, once after boot: load kernel modules, turn IP forwarding on, weigh machines against the host
     HostSetup,
     /// What units run
     #[command(subcommand)]

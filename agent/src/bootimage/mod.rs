@@ -36,6 +36,7 @@ const FOLDERS: &[&str] =
 /// Names by which `lathe-guest` is called in the guest.
 const GUEST_LINKS: &[&str] = &[
     "bin/blast",
+    "bin/bursts",
     "bin/iops",
     "bin/lathe-guest",
     "bin/nproc",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use lathe_shard::{BitRate, Bytes, Change, Iops, MilliCpu};
 
-use crate::api::wire::{OnTrouble, RestartPolicy};
+use crate::api::wire::{OnTrouble, RestartPolicy, Tier};
 use crate::problem::{Kind, Problem};
 
 /// Where lathed listens unless told otherwise.
@@ -77,8 +77,12 @@ pub enum Verb {
     },
     /// Print what a machine wrote to its console
     Logs(LogsArgs),
-    /// Show this host: capacity, reserved, granted, used, free
-    Host,
+    /// Show this host: capacity, reserved, granted, used, free; or share its uplink between machines
+    Host {
+        /// What of it
+        #[command(subcommand)]
+        verb: Option<HostVerb>,
+    },
     /// Watch the host and its machines, those that get least of what they ask for first
     ///
     /// GOT is what a machine got in the last 10 s of what it asked for within its grant; `!` marks less than 95 %. STALL is the share of that
@@ -174,6 +178,9 @@ pub struct RunArgs {
     /// I/O operations per second of all its disks together (300iops) [default: unlimited]
     #[arg(long, value_name = "IOPS")]
     pub iops: Option<Iops>,
+    /// What happens to it when shards are short
+    #[arg(long, value_enum, default_value_t = TierWord::Standard)]
+    pub tier: TierWord,
     /// Boot this imported image
     #[arg(long, value_name = "IMAGE", conflicts_with_all = ["kernel", "initrd", "disk"])]
     pub image: Option<String>,
@@ -229,6 +236,27 @@ fn net(text: &str) -> Result<Net, String> {
         Ok(Net::None)
     } else {
         text.parse().map(Net::Rate).map_err(|error: lathe_shard::ParseAmountError| error.to_string())
+    }
+}
+
+/// `--tier`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TierWord {
+    /// It gets its grant always
+    Guaranteed,
+    /// It shares what guaranteed machines leave with others of its tier
+    Standard,
+    /// It takes CPU that no other machine wants, up to its grant, and is promised none
+    Harvest,
+}
+
+impl From<TierWord> for Tier {
+    fn from(tier: TierWord) -> Self {
+        match tier {
+            TierWord::Guaranteed => Self::Guaranteed,
+            TierWord::Standard => Self::Standard,
+            TierWord::Harvest => Self::Harvest,
+        }
     }
 }
 
@@ -333,6 +361,9 @@ pub struct ResizeArgs {
     /// I/O operations per second of all its disks together: 300iops, +10%, or unlimited
     #[arg(long, value_name = "CHANGE|unlimited", allow_hyphen_values = true, value_parser = limit::<Iops>)]
     pub iops: Option<Limit<Iops>>,
+    /// What happens to it when shards are short
+    #[arg(long, value_enum)]
+    pub tier: Option<TierWord>,
     /// Show what would be done, change nothing
     #[arg(long)]
     pub plan: bool,
@@ -355,10 +386,10 @@ pub struct ResizeArgs {
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub wait: Option<Duration>,
     /// Back to the shape before the last resize
-    #[arg(long, conflicts_with_all = ["cpu", "memory", "net", "iops", "for"])]
+    #[arg(long, conflicts_with_all = ["cpu", "memory", "net", "iops", "tier", "for"])]
     pub undo: bool,
     /// Give up what is under way: back to what was before
-    #[arg(long, conflicts_with_all = ["cpu", "memory", "net", "iops", "for", "undo", "plan", "wait", "deadline"])]
+    #[arg(long, conflicts_with_all = ["cpu", "memory", "net", "iops", "tier", "for", "undo", "plan", "wait", "deadline"])]
     pub cancel: bool,
 }
 
@@ -622,6 +653,46 @@ pub struct NicRemoveArgs {
     /// Seconds that a running guest gets to let it go; after that it stays
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub timeout: u32,
+    /// Show what would be done, change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// With --plan: exit with 11 when there is something to do
+    #[arg(long, requires = "plan")]
+    pub exit_code: bool,
+}
+
+/// Verbs of `lathe host`.
+#[derive(Debug, Subcommand)]
+pub enum HostVerb {
+    /// Share the host's uplink between machines: each is promised its rate, and may borrow what the others leave (changing it takes root)
+    #[command(subcommand)]
+    Uplink(UplinkVerb),
+}
+
+/// Verbs of `lathe host uplink`.
+#[derive(Debug, Subcommand)]
+pub enum UplinkVerb {
+    /// Show the uplink and what machines have of it
+    Show,
+    /// Share it; what is at the root of the device is kept, and put back by disable
+    ///
+    /// Of the capacity 95 % may be granted to machines; 4 % are the host's at least, 1 % is left for machines without limit, which have
+    /// equal parts of all that is not granted, a hundredth of the capacity each at most. Beyond its part each may borrow what is free.
+    /// Again with another capacity changes it in place
+    Enable(UplinkEnableArgs),
+    /// Put back what was there before
+    Disable,
+}
+
+/// Options of `lathe host uplink enable`.
+#[derive(Debug, Args)]
+pub struct UplinkEnableArgs {
+    /// Network device [default: that of the IPv4 default route]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// What it carries (1gbit); what is above queues in the card instead of here [default: the speed that the link tells]
+    #[arg(long, value_name = "RATE")]
+    pub capacity: Option<BitRate>,
     /// Show what would be done, change nothing
     #[arg(long)]
     pub plan: bool,

@@ -4,16 +4,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::Command;
-use std::task::{Context, Poll};
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 
 use http_body_util::{BodyExt, Empty, Full, Limited, combinators::UnsyncBoxBody};
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, IF_MATCH};
-use hyper::{Method, Request, Response};
+use hyper::header::{CONTENT_TYPE, EXPECT, HOST, HeaderValue, IF_MATCH};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 
 use crate::api::wire::ErrorBody;
 use crate::problem::{Kind, Problem};
@@ -74,13 +76,24 @@ impl Client {
         self.call(request(Method::DELETE, path, empty())?).await
     }
 
-    /// Uploads a file's content.
+    /// Uploads a file's content, once lathed wants it: who is refused before has sent nothing, and hears why (RFC 9110, 10.1.1).
     ///
     /// # Errors
     /// When the file cannot be read; as [`Self::get`].
     pub async fn upload<T: DeserializeOwned>(&self, path: &str, file: &Path) -> Result<T, Problem> {
-        let body = FileBody::open(file)?.boxed_unsync();
-        self.call(request(Method::PUT, path, body)?).await
+        let (wanted, when_wanted) = oneshot::channel();
+        let body = FileBody::open(file, when_wanted)?.boxed_unsync();
+        let mut request = request(Method::PUT, path, body)?;
+        request.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
+        let wanted = Mutex::new(Some(wanted));
+        hyper::ext::on_informational(&mut request, move |answer| {
+            let wanted = wanted.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(wanted) = wanted.filter(|_| answer.status() == StatusCode::CONTINUE) {
+                // Who no longer waits has been answered.
+                let _ = wanted.send(());
+            }
+        });
+        self.call(request).await
     }
 
     /// Starts a GET whose answer is read as it comes.
@@ -228,10 +241,30 @@ fn refusal(status: u16, body: &[u8]) -> Problem {
 struct FileBody {
     file: std::fs::File,
     left: u64,
+    gate: Gate,
+}
+
+/// Whether anything may be sent.
+enum Gate {
+    /// Not before lathed says that it wants it.
+    Shut(oneshot::Receiver<()>),
+    Open,
+    /// It was refused, or there is nobody any more: who asked hears of that, and the connection may still ask for more.
+    Refused,
+}
+
+impl Gate {
+    fn poll_open(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if let Self::Shut(when_wanted) = self {
+            let wanted = ready!(Pin::new(when_wanted).poll(context)).is_ok();
+            *self = if wanted { Self::Open } else { Self::Refused };
+        }
+        if matches!(self, Self::Open) { Poll::Ready(()) } else { Poll::Pending }
+    }
 }
 
 impl FileBody {
-    fn open(path: &Path) -> Result<Self, Problem> {
+    fn open(path: &Path, when_wanted: oneshot::Receiver<()>) -> Result<Self, Problem> {
         let cannot = |error: io::Error| {
             Problem::new(
                 Kind::BadRequest,
@@ -251,7 +284,7 @@ impl FileBody {
             let block_device = std::os::unix::fs::FileTypeExt::is_block_device(&metadata.file_type());
             return Err(if block_device { problem.fix(in_place) } else { problem });
         }
-        Ok(Self { file, left: metadata.len() })
+        Ok(Self { file, left: metadata.len(), gate: Gate::Shut(when_wanted) })
     }
 }
 
@@ -262,12 +295,13 @@ impl hyper::body::Body for FileBody {
     /// Reading blocks: the command has nothing else to do meanwhile.
     fn poll_frame(
         self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let body = self.get_mut();
         if body.left == 0 {
             return Poll::Ready(None);
         }
+        ready!(body.gate.poll_open(context));
         let mut piece =
             vec![0; UPLOAD_PIECE_BYTES.min(usize::try_from(body.left).unwrap_or(UPLOAD_PIECE_BYTES))];
         match io::Read::read(&mut body.file, &mut piece) {
@@ -297,6 +331,78 @@ mod tests {
         let body = serde_json::to_vec(&ErrorBody { error: problem.view() }).unwrap();
         assert_eq!(refusal(409, &body), problem);
         assert_eq!(refusal(502, b"<html>").kind, Kind::Internal);
+    }
+
+    /// The connection asks once more for a body that nobody wants when other answers wake it.
+    #[test]
+    fn a_body_that_nobody_wants_may_be_asked_for_again_and_sends_nothing() {
+        use hyper::body::Body as _;
+        let (folder, mut context) =
+            (tempfile::tempdir().unwrap(), Context::from_waker(std::task::Waker::noop()));
+        let file = folder.path().join("file");
+        std::fs::write(&file, b"something").unwrap();
+        let (wanted, when_wanted) = oneshot::channel();
+        let mut body = FileBody::open(&file, when_wanted).unwrap();
+        assert!(Pin::new(&mut body).poll_frame(&mut context).is_pending());
+        drop(wanted);
+        for _ in 0..3 {
+            assert!(Pin::new(&mut body).poll_frame(&mut context).is_pending());
+        }
+    }
+
+    /// A lathed of one connection: reads the head, says `answer`, then all there is to read, and closes. What it has read.
+    fn says(socket: &Path, answer: Vec<u8>, then: Vec<u8>) -> std::thread::JoinHandle<Vec<u8>> {
+        use io::{Read, Write};
+        let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut seen, mut piece) = (Vec::new(), [0; 4096]);
+            while !seen.ends_with(b"\r\n\r\n") {
+                let read = stream.read(&mut piece).unwrap();
+                assert!(read > 0, "the head is whole");
+                seen.extend_from_slice(&piece[..read]);
+            }
+            stream.write_all(&answer).unwrap();
+            if !then.is_empty() {
+                while !seen.ends_with(b"the end") {
+                    let read = stream.read(&mut piece).unwrap();
+                    assert!(read > 0, "the body is whole");
+                    seen.extend_from_slice(&piece[..read]);
+                }
+                stream.write_all(&then).unwrap();
+            }
+            seen
+        })
+    }
+
+    fn answer(status: &str, body: &[u8]) -> Vec<u8> {
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
+        [head.as_bytes(), body].concat()
+    }
+
+    #[tokio::test]
+    async fn who_is_refused_before_sending_hears_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, file) = (folder.path().join("sock"), folder.path().join("disk"));
+        std::fs::write(&file, vec![7; 8 << 20]).unwrap();
+        let taken = Problem::new(Kind::Conflict, "image-exists", "there is an image `web` already");
+        let body = serde_json::to_vec(&ErrorBody { error: taken.view() }).unwrap();
+        let lathed = says(&socket, answer("409 Conflict", &body), Vec::new());
+        let refused = Client::new(socket).upload::<serde_json::Value>("/v1/images/web", &file).await;
+        assert_eq!(refused.unwrap_err(), taken);
+        assert!(lathed.join().unwrap().ends_with(b"\r\n\r\n"), "not a byte of the file was sent");
+    }
+
+    #[tokio::test]
+    async fn a_file_is_sent_once_it_is_wanted() {
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, file) = (folder.path().join("sock"), folder.path().join("disk"));
+        std::fs::write(&file, [vec![7; 1 << 20], b"the end".to_vec()].concat()).unwrap();
+        let go = b"HTTP/1.1 100 Continue\r\n\r\n".to_vec();
+        let lathed = says(&socket, go, answer("200 OK", b"{\"got\": true}"));
+        let view: serde_json::Value = Client::new(socket).upload("/v1/uploads", &file).await.unwrap();
+        assert_eq!(view["got"], true);
+        assert!(lathed.join().unwrap().len() > 1 << 20);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Verbs about this host and its peers: host, peers, doctor, events.
 
 use http_body_util::BodyExt;
-use lathe_shard::{Bytes, MilliCpu};
+use lathe_shard::{BitRate, Bytes, MilliCpu};
 
 use crate::api::wire::{
     DoctorReport, HostAmounts, HostView, PeerList, PeerView, Verdict as CheckVerdict, WorstDelivered,
@@ -49,6 +49,9 @@ fn host_text(view: &HostView) -> String {
         stalled(view.psi_memory_centipercent),
     );
     row("disk", &view.resources.disk, &|bytes| Bytes(bytes).to_string(), stalled(view.psi_io_centipercent));
+    if let Some(net) = &view.resources.net {
+        row("uplink", net, &|rate| BitRate(rate).to_string(), String::new());
+    }
     text.push_str(&table.render());
     text.push_str(&format!("{} machines. Peers alive: {}.\n", view.machines, view.peers_alive));
     text.push_str(&worst_line(&view.worst_delivered));

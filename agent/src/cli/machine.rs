@@ -9,7 +9,7 @@ use lathe_shard::{BitRate, Bytes, Iops, MilliCpu};
 
 use crate::api::wire::{
     Amounts, DiskSource, MachineList, MachineState, MachineView, OnTrouble, PlanView, Removed, RunRequest,
-    StopRequest, Upload,
+    StopRequest, Tier, Upload,
 };
 use crate::cli::args::{ListArgs, LogsArgs, Net, RmArgs, RunArgs, SortBy, StopArgs};
 use crate::cli::client::Client;
@@ -94,6 +94,7 @@ async fn run_request(uploads: &mut Uploads<'_>, args: &RunArgs) -> Result<RunReq
         },
         net: args.net != Some(Net::None),
         iops: args.iops.map(|Iops(iops)| iops),
+        tier: args.tier.into(),
         image: args.image.clone(),
         kernel: uploads.send_if_any(args.kernel.as_deref()).await?,
         initrd: uploads.send_if_any(args.initrd.as_deref()).await?,
@@ -220,6 +221,8 @@ fn list_table(machines: &[MachineView]) -> String {
     let iops = machines.iter().any(|view| view.iops.desired > 0 || view.iops.actual > 0);
     let mut titles = vec!["NAME", "STATE", "CPU used/grant", "MEMORY used/grant", "NET"];
     titles.extend(iops.then_some("IOPS"));
+    let tiers = machines.iter().any(|view| view.tier != Tier::Standard);
+    titles.extend(tiers.then_some("TIER"));
     titles.extend(["VCPUS", "ADDRESS", "UP"]);
     let mut table = Table::new(&titles);
     for view in machines {
@@ -232,6 +235,7 @@ fn list_table(machines: &[MachineView]) -> String {
         ];
         let limited = Some(view.iops.granted).filter(|iops| *iops > 0);
         row.extend(iops.then(|| limited.map(|iops| iops.to_string()).unwrap_or_default()));
+        row.extend(tiers.then(|| view.tier.word().to_owned()));
         row.extend([
             view.vcpus.to_string(),
             view.addresses.first().cloned().unwrap_or_default(),
@@ -280,6 +284,7 @@ fn show_text(view: &MachineView) -> String {
     }
     text.push_str(&table.render());
     text.push_str(&delivered_lines(view));
+    text.push_str(&tier_line(view));
     text.push_str(&format!("source    {}\n", view.source));
     text.push_str(&format!(
         "vcpus     {}   held back {} in all\n",
@@ -308,6 +313,17 @@ fn show_text(view: &MachineView) -> String {
         text.push_str(&format!("monitor   pid {pid}   {}\n", view.unit));
     }
     text
+}
+
+/// Its tier, and what is in force where that is another.
+fn tier_line(view: &MachineView) -> String {
+    let running = view.uptime_sec.is_some();
+    let but = match view.tier_actual {
+        Some(actual) if actual != view.tier => format!("   {} is in force", actual.word()),
+        None if running => "   not in force among other machines".to_owned(),
+        _ => String::new(),
+    };
+    format!("tier      {}{but}\n", view.tier.word())
 }
 
 /// A line for each resource that it asked for lately, and one for what it stood waiting for.
@@ -356,6 +372,12 @@ pub(super) fn print_plan(plan: &PlanView, json: bool, exit_code: bool) -> Verdic
     Ok(if exit_code && !plan.steps.is_empty() { exit::CHANGES } else { exit::DONE })
 }
 
+/// A tier by its number in plans.
+fn tier_of(rank: u64) -> String {
+    let tier = Tier::ALL.into_iter().find(|tier| tier.rank() == rank);
+    tier.map_or_else(|| rank.to_string(), |tier| tier.word().to_owned())
+}
+
 fn plan_text(plan: &PlanView) -> String {
     let mut text = format!("{}   revision {}\n", plan.name, plan.revision);
     for step in &plan.steps {
@@ -364,6 +386,7 @@ fn plan_text(plan: &PlanView) -> String {
             "memory" | "disk" => Bytes(amount).to_string(),
             "net" => output::rate(amount),
             "iops" => output::iops(amount),
+            "tier" => tier_of(amount),
             _ => amount.to_string(),
         };
         let amounts = if step.resource == "machine" {
@@ -375,13 +398,19 @@ fn plan_text(plan: &PlanView) -> String {
     }
     let after = &plan.host_after;
     text.push_str(&format!(
-        "host after: cpu {} of {} granted, memory {} of {}\n",
+        "host after: cpu {} of {} granted, memory {} of {}{}\n",
         MilliCpu(after.cpu.granted),
         MilliCpu(after.cpu.capacity.saturating_sub(after.cpu.reserved)),
         Bytes(after.memory.granted),
-        Bytes(after.memory.capacity.saturating_sub(after.memory.reserved))
+        Bytes(after.memory.capacity.saturating_sub(after.memory.reserved)),
+        after.net.map(uplink_after).unwrap_or_default()
     ));
     text
+}
+
+fn uplink_after(net: crate::api::wire::HostAmounts) -> String {
+    let most = BitRate(net.capacity.saturating_sub(net.reserved));
+    format!(", uplink {} of {most}", BitRate(net.granted))
 }
 
 /// `lathe start`, `lathe pause`, `lathe resume`: what has nothing to say but the machine's name.

@@ -3,7 +3,7 @@
 //! - [`args`]: the definition of every verb and option, from which help, man page and completions are made
 //! - [`client`]: HTTP over the Unix socket
 //! - [`output`]: tables, amounts, errors as people read them
-//! - [`machine`], [`resize`], [`disk`], [`nic`], [`host`], [`image`], [`cluster`]: the verbs
+//! - [`machine`], [`resize`], [`disk`], [`nic`], [`host`], [`uplink`], [`image`], [`cluster`]: the verbs
 //! - [`stream`]: `exec` and `console`
 //! - [`top`]: the screen that refreshes once a second
 //!
@@ -21,8 +21,9 @@ pub mod output;
 pub mod resize;
 pub mod stream;
 pub mod top;
+pub mod uplink;
 
-use crate::cli::args::{Cli, Verb};
+use crate::cli::args::{Cli, HostVerb, Verb};
 use crate::cli::client::Client;
 use crate::problem::Problem;
 
@@ -75,7 +76,8 @@ pub async fn execute(cli: Cli) -> Verdict {
         Verb::Logs(args) => machine::logs(&client, &args).await,
         Verb::Exec(args) => stream::exec(&client, args).await,
         Verb::Console { name } => stream::console(&client, &name).await,
-        Verb::Host => host::host(&client, json).await,
+        Verb::Host { verb: None } => host::host(&client, json).await,
+        Verb::Host { verb: Some(HostVerb::Uplink(verb)) } => uplink::uplink(&client, json, verb).await,
         Verb::Top(args) => top::top(&client, json, &cli.socket, &args).await,
         Verb::Peers => host::peers(&client, json).await,
         Verb::Doctor => host::doctor(&client, json).await,

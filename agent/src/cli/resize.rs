@@ -7,6 +7,7 @@ use lathe_shard::{BitRate, Bytes, Change, Iops, MEMORY_SHARD, MilliCpu, RATE_SHA
 
 use crate::api::wire::{
     DeadlineAction, MachineView, OperationView, PlanView, ResizeOutcome, ResizeRequest, ResizeView, SCHEMA,
+    Tier,
 };
 use crate::cli::args::{AtDeadline, Limit, ResizeArgs};
 use crate::cli::client::Client;
@@ -77,13 +78,14 @@ fn resize_request(args: &ResizeArgs, now: &MachineView) -> Result<ResizeRequest,
             .transpose()?,
         net_bit_per_sec: args.net.map(net).transpose()?,
         iops: args.iops.map(iops).transpose()?,
+        tier: args.tier.map(Into::into),
         ..ResizeRequest::default()
     };
     if request == ResizeRequest::default() && !args.undo {
         return Err(Problem::new(
             Kind::BadRequest,
             "usage",
-            "nothing to change: none of --cpu --memory --net --iops is given",
+            "nothing to change: none of --cpu --memory --net --iops --tier is given",
         )
         .fix(format!("lathe resize {} --cpu +0.5", args.name)));
     }
@@ -183,6 +185,8 @@ fn resized(operation: OperationView, machine: MachineView) -> ResizeView {
         memory: machine.memory,
         net: machine.net,
         iops: machine.iops,
+        tier: machine.tier,
+        tier_actual: machine.tier_actual,
     }
 }
 
@@ -243,6 +247,9 @@ fn apply_line(name: &str, request: &ResizeRequest, revision: u64) -> String {
             None => {}
         }
     }
+    if let Some(tier) = request.tier {
+        line.push_str(&format!(" --tier {}", tier.word()));
+    }
     format!("{line} --if-revision {revision}")
 }
 
@@ -273,6 +280,10 @@ fn resize_text(request: &ResizeRequest, before: &MachineView, after: &ResizeView
     }
     if request.iops.is_some() || (request.undo && before.iops.actual != after.iops.actual) {
         line("iops", output::iops(before.iops.actual), output::iops(after.iops.actual));
+    }
+    if request.tier.is_some() || (request.undo && before.tier_actual != after.tier_actual) {
+        let word = |tier: Option<Tier>| tier.map_or("-", Tier::word).to_owned();
+        line("tier", word(before.tier_actual), word(after.tier_actual));
     }
     if !after.reason.is_empty() {
         text.push_str(&format!("  why     {}\n", after.reason));
@@ -317,5 +328,7 @@ mod tests {
             apply_line("demo", &request, 7),
             "lathe resize demo --cpu 1.50 --net unlimited --if-revision 7"
         );
+        let request = ResizeRequest { tier: Some(Tier::Harvest), ..ResizeRequest::default() };
+        assert_eq!(apply_line("demo", &request, 7), "lathe resize demo --tier harvest --if-revision 7");
     }
 }

@@ -10,12 +10,17 @@ use lathe_shard::{Bytes, MilliCpu};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::{Api, Cluster, Config, ConfigError, Host, Launcher, Machines, Network, Reserve};
+use super::{Api, Cluster, Config, ConfigError, Host, Launcher, Machines, Network, Overcommit, Reserve};
 
 /// Longest a machine may take to power off when the host goes down; the units' `TimeoutStopSec` is above it.
 const MAX_SHUTDOWN_TIMEOUT_SEC: u32 = 300;
 /// Longest region name, in bytes: it travels in every advert.
 const MAX_REGION_BYTES: usize = 32;
+
+/// Every shard promised once.
+const MIN_FACTOR_PERMILLE: u32 = 1000;
+/// Most machines that share a shard; beyond that it is a mistake.
+const MAX_FACTOR_PERMILLE: u32 = 16_000;
 
 /// Declares a section whose fields are all optional, and how a later file overrides it.
 macro_rules! section {
@@ -51,6 +56,11 @@ section!(ReserveFile {
     memory: Bytes, "parsed";
     disk: Bytes, "parsed";
 });
+section!(OvercommitFile {
+    cpu: u32, "factor";
+    memory: u32, "factor";
+    disk: u32, "factor";
+});
 section!(NetworkFile {
     enabled: bool;
     bridge: String, "link_name";
@@ -58,6 +68,7 @@ section!(NetworkFile {
     ipv6: Option<Prefix>, "ipv6_prefix";
     nat: bool;
     isolated: bool;
+    check_sources: bool;
 });
 section!(DisksFile { allowed: Vec<PathBuf>, "all_absolute"; });
 section!(MachinesFile {
@@ -81,6 +92,7 @@ pub(super) struct File {
     host: HostFile,
     api: ApiFile,
     reserve: ReserveFile,
+    overcommit: OvercommitFile,
     network: NetworkFile,
     disks: DisksFile,
     machines: MachinesFile,
@@ -95,6 +107,7 @@ impl File {
             host: self.host.overridden_by(later.host),
             api: self.api.overridden_by(later.api),
             reserve: self.reserve.overridden_by(later.reserve),
+            overcommit: self.overcommit.overridden_by(later.overcommit),
             network: self.network.overridden_by(later.network),
             disks: self.disks.overridden_by(later.disks),
             machines: self.machines.overridden_by(later.machines),
@@ -126,6 +139,11 @@ impl File {
                 memory: self.reserve.memory.unwrap_or(Bytes(512 << 20)),
                 disk: self.reserve.disk.unwrap_or(Bytes(1 << 30)),
             },
+            overcommit: Overcommit {
+                cpu_permille: self.overcommit.cpu.unwrap_or(MIN_FACTOR_PERMILLE),
+                memory_permille: self.overcommit.memory.unwrap_or(MIN_FACTOR_PERMILLE),
+                disk_permille: self.overcommit.disk.unwrap_or(MIN_FACTOR_PERMILLE),
+            },
             network: Network {
                 enabled: self.network.enabled.unwrap_or(true),
                 bridge: or_text(self.network.bridge, "lathe0"),
@@ -133,6 +151,7 @@ impl File {
                 ipv6: self.network.ipv6.flatten(),
                 nat: self.network.nat.unwrap_or(true),
                 isolated: self.network.isolated.unwrap_or(false),
+                check_sources: self.network.check_sources.unwrap_or(true),
             },
             allowed_disks: self.disks.allowed.unwrap_or_default(),
             machines: Machines {
@@ -270,6 +289,18 @@ fn shutdown_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
         Ok(seconds @ 1..=MAX_SHUTDOWN_TIMEOUT_SEC) => Ok(Some(seconds)),
         _ => Err(D::Error::custom(format!("{seconds} seconds: must be 1 to {MAX_SHUTDOWN_TIMEOUT_SEC}"))),
     }
+}
+
+/// A number of at most three decimals, in thousandths.
+fn factor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let number = f64::deserialize(deserializer)?;
+    let permille = (number * 1000.0).round();
+    let range = f64::from(MIN_FACTOR_PERMILLE)..=f64::from(MAX_FACTOR_PERMILLE);
+    if !range.contains(&permille) {
+        return Err(D::Error::custom(format!("{number}: must be 1.0 (nothing twice) to 16.0")));
+    }
+    // In that range, and whole.
+    Ok(Some(permille as u32))
 }
 
 fn ipv4_prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Prefix>, D::Error> {

@@ -36,6 +36,8 @@ pub struct Config {
     pub api: Api,
     /// `[reserve]`.
     pub reserve: Reserve,
+    /// `[overcommit]`.
+    pub overcommit: Overcommit,
     /// `[network]`.
     pub network: Network,
     /// `[disks] allowed`: absolute.
@@ -96,6 +98,17 @@ pub struct Reserve {
     pub disk: Bytes,
 }
 
+/// How often the same shard may be promised to machines without a guarantee, in thousandths, 1000 to 16000.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Overcommit {
+    /// CPU.
+    pub cpu_permille: u32,
+    /// Memory; suspended while any is guaranteed.
+    pub memory_permille: u32,
+    /// Disk; likewise.
+    pub disk_permille: u32,
+}
+
 /// The machines' network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Network {
@@ -111,6 +124,8 @@ pub struct Network {
     pub nat: bool,
     /// Machines cannot reach each other.
     pub isolated: bool,
+    /// Machines send from their own addresses only.
+    pub check_sources: bool,
 }
 
 /// What machines are made with.

@@ -33,7 +33,7 @@ fn the_shipped_example_repeats_the_defaults() {
     assert_eq!(Config::load(root.path()).unwrap(), Config::default());
     assert_eq!(Config::load_file(&root.path().join("all.toml")).unwrap(), Config::default());
     let keys = every_value_set.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-    assert_eq!(keys, 27, "a new option belongs into systemd/lathe.toml, lathe.toml(5) and this number");
+    assert_eq!(keys, 31, "a new option belongs into systemd/lathe.toml, lathe.toml(5) and this number");
 }
 
 /// `#key = value` without its mark; prose stays a comment.
@@ -56,6 +56,14 @@ fn drop_ins_override_in_the_order_of_their_names() {
     assert_eq!(config.reserve.cpu, MilliCpu(3000));
     assert_eq!(config.reserve.memory, Bytes(1 << 30));
     assert_eq!(config.log_level, "warn");
+}
+
+#[test]
+fn overcommit_is_counted_in_thousandths() {
+    let root = root(&[("etc/lathe/lathe.toml", "[overcommit]\ncpu = 1.25\nmemory = 2")]);
+    let overcommit = Config::load(root.path()).unwrap().overcommit;
+    assert_eq!((overcommit.cpu_permille, overcommit.memory_permille), (1250, 2000));
+    assert_eq!(overcommit.disk_permille, 1000);
 }
 
 #[test]
@@ -88,6 +96,9 @@ fn what_is_wrong_is_named_with_file_and_line() {
         ("\n[netwrok]\n", "2: unknown key \"netwrok\" (did you mean \"network\"?)"),
         ("[reserve]\nmemory = \"1Q\"", "2: \"1Q\": "),
         ("[reserve]\ncpu = \"-1\"", "2: \"-1\": "),
+        ("[overcommit]\ncpu = 0.5", "2: 0.5: must be 1.0 (nothing twice) to 16.0"),
+        ("[overcommit]\nmemory = 17", "2: 17: must be 1.0"),
+        ("[overcommit]\ndisk = nan", "2: NaN: must be 1.0"),
         ("[host]\nstate_dir = \"var\"", "2: \"var\": must be an absolute path"),
         ("[host]\nstate_dir = \"/a/../b\"", "2: "),
         ("[host]\nname = \"-x\"", "2: \"-x\": must be at most 63"),

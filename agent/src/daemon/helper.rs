@@ -1,6 +1,7 @@
 //! `lathed helper …`: what systemd's units run.
 //!
-//! `helper cgroup NAME` is root's part of starting a machine: it makes the machine's cgroups and gives them to lathed's user.
+//! `helper cgroup NAME` is root's part of starting a machine: it makes the machine's cgroups and gives them to lathed's user,
+//! and of the cgroups above them the few files that say how machines stand against each other.
 //! `helper power-off` is the net below lathed at shutdown: it presses the power button of every machine that still runs, and waits.
 
 use std::fs;
@@ -14,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::api::answer::check_name;
 use crate::config::Config;
+use crate::machines::SLICE;
 use crate::monitor::{Monitor, Notice};
 use crate::problem::{Kind, Problem};
 
@@ -45,8 +47,12 @@ pub fn cgroup(name: &str, main_pid: Option<&str>) -> Result<(), Problem> {
             .fix("sudo systemd-sysusers lathe.conf")
     })?;
     let owner = Owner { uid: account.uid.as_raw(), gid: account.gid.as_raw() };
-    MachineTree::prepare(&unit, pid, owner)
-        .map_err(|error| Problem::internal(format!("cgroups of {name}"), error))?;
+    let failed = |error| Problem::internal(format!("cgroups of {name}"), error);
+    MachineTree::prepare(&unit, pid, owner).map_err(failed)?;
+    // An administrator who puts machines into another slice keeps that slice.
+    if let Some(slice) = unit.parent().filter(|slice| slice.ends_with(SLICE)) {
+        MachineTree::prepare_slice(slice, owner).map_err(failed)?;
+    }
     Ok(())
 }
 

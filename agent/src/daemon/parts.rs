@@ -5,7 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 
 use crate::config::{Config, Launcher};
-use crate::machines::{CoreConfig, ImageSource, LauncherKind, NetworkConfig, Reserve};
+use crate::machines::{CoreConfig, ImageSource, LauncherKind, NetworkConfig, Overcommit, Reserve};
 use crate::peer::PeerConfig;
 use crate::problem::Problem;
 
@@ -37,6 +37,7 @@ pub fn core_config(config: &Config, images: Arc<dyn ImageSource>) -> Result<Core
         ipv6: config.network.ipv6,
         nat: config.network.nat,
         isolated: config.network.isolated,
+        check_sources: config.network.check_sources,
     });
     Ok(CoreConfig {
         state_dir: config.host.state_dir.clone(),
@@ -52,6 +53,11 @@ pub fn core_config(config: &Config, images: Arc<dyn ImageSource>) -> Result<Core
             cpu_milli: config.reserve.cpu.0,
             memory_bytes: config.reserve.memory.0,
             disk_bytes: config.reserve.disk.0,
+        },
+        overcommit: Overcommit {
+            cpu_permille: config.overcommit.cpu_permille.into(),
+            memory_permille: config.overcommit.memory_permille.into(),
+            disk_permille: config.overcommit.disk_permille.into(),
         },
         allowed_disks: config.allowed_disks.clone(),
         images,

@@ -43,7 +43,7 @@ impl HostDoctor {
 
     fn report(&self, release: &str) -> Vec<Check> {
         let host = Host { root: &self.root, config: &self.config, release };
-        let checks: [fn(Host<'_>) -> Check; 18] = [
+        let checks: [fn(Host<'_>) -> Check; 19] = [
             machine::systemd,
             machine::cgroup,
             machine::units,
@@ -58,6 +58,7 @@ impl HostDoctor {
             net::nft,
             net::forwarding,
             net::shapers,
+            net::sources,
             comfort::space,
             comfort::pressure,
             comfort::swap,

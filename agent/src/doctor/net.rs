@@ -109,6 +109,21 @@ pub fn forwarding(host: Host<'_>) -> Check {
     }
 }
 
+/// What machines send can be checked.
+pub fn sources(host: Host<'_>) -> Check {
+    let network = &host.config.network;
+    if !network.enabled || !network.check_sources {
+        return ok("sources", "what machines send is not checked ([network] check_sources = false)");
+    }
+    if host.missing_modules(&["cls_bpf"]).is_empty() {
+        return ok("sources", "machines send from their own addresses only");
+    }
+    let message = "kernel module cls_bpf not found: no machine with a nic starts";
+    let fix =
+        format!("sudo apt install linux-image-{}; or set [network] check_sources = false", host.release);
+    fail("sources", message, fix)
+}
+
 /// Bandwidth can be limited.
 pub fn shapers(host: Host<'_>) -> Check {
     let missing = host.missing_modules(&SHAPERS);

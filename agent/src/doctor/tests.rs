@@ -31,7 +31,7 @@ fn an_empty_host_lacks_everything_and_every_lack_has_a_remedy() {
         assert_eq!(check.verdict == Verdict::Ok, check.fix.is_empty(), "{check:?}");
     }
     let failed = checks.iter().filter(|check| check.verdict == Verdict::Fail).count();
-    assert_eq!(failed, 12, "{checks:#?}");
+    assert_eq!(failed, 13, "{checks:#?}");
 }
 
 #[test]
@@ -66,6 +66,8 @@ fn modules_may_be_loaded_built_in_or_there() {
     ];
     assert_eq!(look(&ifb, net::shapers).verdict, Verdict::Ok);
     assert!(look(&ifb[1..], net::shapers).message.contains("ifb"));
+    assert_eq!(look(&[(dep, "n/cls_bpf.ko.xz:\n")], net::sources).verdict, Verdict::Ok);
+    assert!(look(&[], net::sources).message.contains("cls_bpf"));
 }
 
 #[test]

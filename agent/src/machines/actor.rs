@@ -23,8 +23,9 @@ use super::life::{self, Decision, Effect, End, EndKind, Event, Life, Refused, Ru
 use super::nics::{self, NicChange, Unplugs};
 use super::resize::Shaper;
 use super::sight::Sight;
-use super::{files, guest, resize, shape};
-use crate::api::wire::{OperationView, ResizeRequest, ResizeView};
+use super::{files, guest, resize, shape, uplink};
+use crate::api::wire::{OnTrouble, OperationView, ResizeRequest, ResizeView};
+use crate::host::books::Grant;
 use crate::monitor::Notice;
 use crate::network::PortState;
 use crate::problem::{Kind, Problem};
@@ -218,7 +219,7 @@ impl Actor {
             if matches!(decision.life, Life::Starting { .. }) {
                 let mut record = self.entry.with(|shared| shared.record.clone());
                 record.life = decision.life.clone();
-                self.core.with_books(|books| books.set(name, record.held()))?;
+                self.core.with_books(|books| books.set(name, record.booking()))?;
             }
         }
         Ok(decision)
@@ -243,7 +244,7 @@ impl Actor {
         }
         let before = std::mem::replace(&mut record.life, life.clone());
         if life == Life::Gone {
-            self.core.with_books(|books| books.enter(&record.name, lathe_shard::Shape::default()));
+            self.core.with_books(|books| books.enter(&record.name, Grant::default()));
         } else {
             if matches!(life, Life::Waiting { .. }) {
                 record.restarts += 1;
@@ -262,9 +263,10 @@ impl Actor {
             if storing == Storing::Must {
                 stored?;
             }
-            self.core.with_books(|books| books.enter(&record.name, record.held()));
+            self.core.with_books(|books| books.enter(&record.name, record.booking()));
         }
         self.entry.with(|shared| shared.record = record);
+        uplink::follow(&self.core).await;
         self.announce(&before, &life);
         if life == Life::Running {
             nics::catch_up(self);
@@ -389,7 +391,7 @@ impl Actor {
                     shared.seen.clear();
                 });
                 self.connect(started.live, started.notices).await;
-                resize::up(self, resize::Found::Started(started.placed)).await;
+                resize::up(self, resize::Found::Started(started.placed, started.standing)).await;
                 if first {
                     files::forget_uploads(&self.core.config, &record);
                 }
@@ -442,7 +444,7 @@ impl Actor {
             shared.port = PortState::default();
             shared.usage = Usage::default();
             *shared.sight = Sight::default();
-            shared.panic = None;
+            (shared.panic, shared.expired) = (None, false);
         });
     }
 
@@ -454,7 +456,7 @@ impl Actor {
                     shared.reboots += 1;
                     shared.guest_agent = false;
                     shared.configured.clear();
-                    shared.panic = None;
+                    (shared.panic, shared.expired) = (None, false);
                 });
                 self.core.tell("machine-rebooted", &self.entry.name, format!("{} reboots", self.entry.name));
                 self.watch_guest();
@@ -469,6 +471,7 @@ impl Actor {
             }
             Notice::Event(MonitorEvent::Phase(phase)) => {
                 let paused = phase == Phase::Paused;
+                self.entry.with(|shared| shared.expired &= phase != Phase::Running);
                 resize::take_in(self, shape::Event::Paused(paused)).await;
                 self.follow_phase().await;
             }
@@ -478,7 +481,8 @@ impl Actor {
             }
             Notice::Event(MonitorEvent::WatchdogExpired {}) => {
                 let name = &self.entry.name;
-                self.core.tell("machine-hangs", name, format!("{name}: the guest's watchdog expired"));
+                self.entry.with(|shared| shared.expired = shared.record.watchdog == Some(OnTrouble::Pause));
+                self.core.tell("machine-hangs", name, format!("{name}: {}", life::WATCHDOG_REASON));
             }
             Notice::Event(MonitorEvent::GuestPanicked { message }) => {
                 let name = &self.entry.name;
@@ -687,7 +691,7 @@ fn end_of(exit: ExitReason) -> End {
         ExitReason::PowerOff => end(EndKind::PowerOff, "powered off by the guest"),
         ExitReason::Reboot => end(EndKind::PowerOff, "the guest asked for a reset"),
         ExitReason::Panic { message } => end(EndKind::Failure, &life::panic_reason(&message)),
-        ExitReason::Watchdog => end(EndKind::Failure, "the guest's watchdog expired"),
+        ExitReason::Watchdog => end(EndKind::Failure, life::WATCHDOG_REASON),
         ExitReason::TripleFault => end(EndKind::Failure, "the guest reset itself by a triple fault"),
         ExitReason::Quit => end(EndKind::Asked, "its monitor was told to end"),
         ExitReason::Crash { message } => end(EndKind::Failure, &format!("the guest crashed: {message}")),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use crate::host::books::Reserve;
+pub use crate::host::books::{Overcommit, Reserve};
 pub use crate::network::NetworkConfig;
 use crate::problem::{Kind, Problem};
 
@@ -30,6 +30,8 @@ pub struct CoreConfig {
     pub network: Option<NetworkConfig>,
     /// What the host keeps.
     pub reserve: Reserve,
+    /// How often it promises the same.
+    pub overcommit: Overcommit,
     /// Files and folders that a request may name as disks.
     pub allowed_disks: Vec<PathBuf>,
     /// Imported images.
@@ -102,7 +104,7 @@ impl CoreConfig {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::api::wire::{OnTrouble, RestartPolicy, RunRequest};
+    use crate::api::wire::{OnTrouble, RestartPolicy, RunRequest, Tier};
     use std::path::Path;
 
     pub(crate) fn config(folder: &Path) -> CoreConfig {
@@ -117,6 +119,7 @@ pub(crate) mod tests {
             modules_root: folder.join("modules"),
             network: None,
             reserve: Reserve { cpu_milli: 0, memory_bytes: 0, disk_bytes: 0 },
+            overcommit: Overcommit::default(),
             allowed_disks: Vec::new(),
             images: Arc::new(NoImages),
         }
@@ -133,6 +136,7 @@ pub(crate) mod tests {
             net_bit_per_sec: None,
             net: false,
             iops: None,
+            tier: Tier::Standard,
             image: None,
             kernel: None,
             initrd: None,

@@ -12,16 +12,20 @@ use tokio::sync::{broadcast, mpsc, watch};
 use super::actor::Ask;
 use super::config::CoreConfig;
 use super::console::Console;
+use super::enforced::Enforced;
 use super::life::Life;
 use super::record::{Disk, Record};
 use super::shape::Force;
 use super::sight::Sight;
 use super::spec;
+use super::tiers::Standings;
+use super::uplink::Sharing;
 use crate::api::wire::{EventView, HostResources, SCHEMA};
 use crate::host::Probe;
 use crate::host::books::Books;
 use crate::launcher::{Launched, Launcher};
 use crate::monitor::Monitor;
+use crate::network::uplinks::Uplinks;
 use crate::network::{PortBytes, PortState, Ports};
 use crate::problem::{Kind, Problem};
 use crate::store::Store;
@@ -34,6 +38,10 @@ pub struct Core {
     pub(super) config: CoreConfig,
     pub(super) launcher: Box<dyn Launcher>,
     pub(super) ports: Option<Box<dyn Ports>>,
+    pub(super) uplinks: Box<dyn Uplinks>,
+    /// What is shared of the uplink.
+    pub(super) uplink: tokio::sync::Mutex<Sharing>,
+    pub(super) standings: Standings,
     pub(super) store: Store,
     pub(super) probe: Probe,
     pub(super) boot_id: String,
@@ -52,6 +60,7 @@ pub struct Core {
     events: broadcast::Sender<EventView>,
     pub(super) shape: watch::Sender<HostResources>,
     pub(super) heartbeat: watch::Sender<Instant>,
+    pub(super) enforced: Enforced,
     used: Mutex<Shape>,
 }
 
@@ -60,6 +69,7 @@ pub(super) struct Parts {
     pub config: CoreConfig,
     pub launcher: Box<dyn Launcher>,
     pub ports: Option<Box<dyn Ports>>,
+    pub uplinks: Box<dyn Uplinks>,
     pub store: Store,
     pub probe: Probe,
     pub books: Books,
@@ -122,6 +132,8 @@ pub struct Shared {
     pub reboots: u64,
     /// What the guest's kernel said when it panicked, until it is reset.
     pub panic: Option<String>,
+    /// It was paused because its guest's watchdog expired, until it goes on.
+    pub expired: bool,
     /// Why its last start failed.
     pub problem: Option<Problem>,
     /// Where its data was left when it was removed.
@@ -204,6 +216,7 @@ impl Entry {
                 guest_agent: false,
                 reboots: 0,
                 panic: None,
+                expired: false,
                 problem: None,
                 kept: None,
                 usage: Usage::default(),
@@ -234,6 +247,9 @@ impl Core {
             config: parts.config,
             launcher: parts.launcher,
             ports: parts.ports,
+            uplinks: parts.uplinks,
+            uplink: tokio::sync::Mutex::default(),
+            standings: Standings::default(),
             store: parts.store,
             probe: parts.probe,
             boot_id: parts.boot_id,
@@ -251,6 +267,7 @@ impl Core {
             events: broadcast::channel(EVENT_QUEUE).0,
             shape: watch::Sender::new(resources),
             heartbeat: watch::Sender::new(Instant::now()),
+            enforced: Enforced::default(),
             used: Mutex::new(Shape::default()),
         })
     }

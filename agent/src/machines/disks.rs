@@ -145,15 +145,15 @@ pub(super) fn monitor_of(actor: &Actor) -> Option<Monitor> {
 /// Stores a record and makes it the machine's; when this fails nothing has changed.
 pub(super) async fn put(actor: &Actor, record: Record) -> Result<(), Problem> {
     actor.core.store.apply(Change::Put(Box::new(record.clone()))).await?;
-    actor.core.with_books(|books| books.enter(&record.name, record.held()));
+    actor.core.with_books(|books| books.enter(&record.name, record.booking()));
     actor.entry.with(|shared| shared.record = record);
     Ok(())
 }
 
-/// The same for one that holds more than before.
-async fn intend(actor: &Actor, record: Record) -> Result<(), Problem> {
-    let (name, before) = (record.name.clone(), record_of(actor).held());
-    actor.core.with_books(|books| books.set(&name, record.held()))?;
+/// The same for one that may hold more than before.
+pub(super) async fn intend(actor: &Actor, record: Record) -> Result<(), Problem> {
+    let (name, before) = (record.name.clone(), record_of(actor).booking());
+    actor.core.with_books(|books| books.set(&name, record.booking()))?;
     let stored = put(actor, record).await;
     if stored.is_err() {
         actor.core.with_books(|books| books.enter(&name, before));

@@ -25,8 +25,8 @@ use tokio::sync::mpsc;
 use super::console::Console;
 use super::core::Core;
 use super::files;
-use super::record::{Booted, Drive, Initrd, Kernel, Link, Net, Plug, Record};
-use super::shape::HOT_RATIO;
+use super::record::{Booted, Desired, Drive, Initrd, Kernel, Link, Net, Plug, Record};
+use super::shape::{HOT_RATIO, Standing};
 use crate::api::wire::OnTrouble;
 use crate::bootimage::{self, BootImageSpec};
 use crate::launcher::Launched;
@@ -74,6 +74,8 @@ pub struct Started {
     pub booted: Booted,
     /// vCPU threads that are where they are limited.
     pub placed: usize,
+    /// Its tier as it is in force.
+    pub standing: Standing,
 }
 
 /// Descriptors of one message, and their indices.
@@ -148,14 +150,18 @@ pub async fn launch(core: &Core, record: &Record, console: &Arc<Console>) -> Res
             Answer::Started { vcpu_tids } => vcpu_tids,
             _ => return Err(failed("making memory and devices")(MonitorError::Unexpected("start"))),
         };
+    let Desired { tier, memory_bytes, .. } = record.desired;
+    let mut standing = Standing { tier, memory_bytes, among_others: true };
     if let Some(tree) = &launched.tree {
         place(tree, &vcpu_tids)?;
         limit(tree, record)?;
+        standing = core.standings.enforce(tree, tier, memory_bytes)?;
     }
     if let Some(ports) = &core.ports {
         for nic in ready_nics(record) {
             ports.limit(&nic.tap, record.rate_of(nic)).await?;
         }
+        super::uplink::join(core, record, ready_nics(record).map(|nic| nic.tap.clone()).collect()).await;
     }
     console.attach(ours);
     monitor.tell(Command::Go {}).await.map_err(failed("letting the guest run"))?;
@@ -165,7 +171,7 @@ pub async fn launch(core: &Core, record: &Record, console: &Arc<Console>) -> Res
         host_boot_id: core.boot_id.clone(),
         at_unix_sec: super::core::unix_sec(),
     };
-    Ok(Started { live: Live { monitor, launched }, notices, booted, placed: vcpu_tids.len() })
+    Ok(Started { live: Live { monitor, launched }, notices, booted, placed: vcpu_tids.len(), standing })
 }
 
 /// Describes the machine and opens everything it needs; with our end of its console.
@@ -184,7 +190,7 @@ async fn define(
     let mut nics = Vec::new();
     if let Some(ports) = &core.ports {
         for nic in ready_nics(record) {
-            let tap = handover.add(open_nic(ports.as_ref(), nic).await?);
+            let tap = handover.add(open_nic(ports.as_ref(), record, nic).await?);
             nics.push(NicConfig { tap, mac: nic.mac, mtu: None });
         }
     }
@@ -348,11 +354,24 @@ fn ready_nics(record: &Record) -> impl Iterator<Item = &Net> {
 ///
 /// # Errors
 /// `launch-failed` when another process has the queue, `internal`.
-pub async fn open_nic(ports: &dyn Ports, nic: &Net) -> Result<OwnedFd, Problem> {
-    ports.ensure(&nic.tap, nic.mac).await?.ok_or_else(|| {
+pub async fn open_nic(ports: &dyn Ports, record: &Record, nic: &Net) -> Result<OwnedFd, Problem> {
+    ports.ensure(&nic.tap, nic.mac, &record.all_addresses()).await?.ok_or_else(|| {
         let message = format!("tap {} is held by another process", nic.tap);
         Problem::new(Kind::Conflict, "launch-failed", message).fix(format!("ip -d link show {}", nic.tap))
     })
+}
+
+/// Makes the ports of a machine's nics again, or finds them: whatever they check is of this record and of this lathed's configuration.
+///
+/// # Errors
+/// `internal`; the ports before are done.
+pub async fn find_ports(core: &Core, record: &Record) -> Result<(), Problem> {
+    let Some(ports) = &core.ports else { return Ok(()) };
+    let addresses = record.all_addresses();
+    for nic in ready_nics(record) {
+        ports.ensure(&nic.tap, nic.mac, &addresses).await?;
+    }
+    Ok(())
 }
 
 /// What a monitor is told of a disk, whose file has this index in the message.

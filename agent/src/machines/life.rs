@@ -334,6 +334,9 @@ fn panicked(message: &str, event: Event) -> Result<Decision, Refused> {
     }
 }
 
+/// What is said of a machine whose guest has not fed its watchdog.
+pub const WATCHDOG_REASON: &str = "the guest's watchdog expired";
+
 /// Why a machine ended whose kernel panicked.
 pub fn panic_reason(message: &str) -> String {
     match message {

@@ -15,7 +15,10 @@
 //! | `launch`, [`files`], `resize`, `disks`, `nics`, [`guest`], [`console`] | the doing |
 //! | [`spec`], [`config`] | requests and configuration, checked |
 //! | `core`, `view`, `sample` | what machines share, what is shown, what is used |
+//! | [`enforced`] | how long it takes until what is decided is in force |
+//! | `tiers` | what the kernel is told about who comes first |
 //! | `sight` | whether they get what they are granted while they want it |
+//! | [`uplink`] | the host's uplink shared between them |
 //!
 //! The books are an upper bound at every moment, and nothing is promised that is not stored. See DESIGN, "The books are always an
 //! upper bound of what is held".
@@ -25,6 +28,7 @@ pub mod config;
 pub mod console;
 mod core;
 mod disks;
+pub mod enforced;
 pub mod files;
 pub mod guest;
 mod launch;
@@ -37,30 +41,38 @@ pub mod shape;
 mod sight;
 pub mod spec;
 mod start;
+mod tiers;
+pub mod uplink;
 mod view;
 
 #[cfg(test)]
 mod disks_tests;
+#[cfg(test)]
+mod limits_tests;
 #[cfg(test)]
 mod nics_tests;
 #[cfg(test)]
 mod reshape_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod uplink_tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use lathe_shard::Shape;
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-pub use self::config::{CoreConfig, ImageFile, ImageSource, LauncherKind, NetworkConfig, NoImages, Reserve};
+pub use self::config::{
+    CoreConfig, ImageFile, ImageSource, LauncherKind, NetworkConfig, NoImages, Overcommit, Reserve,
+};
 pub use self::console::ConsoleHandle;
 pub use self::disks::{DiskChange, DiskChanged};
 pub use self::nics::{NicChange, NicChanged};
+pub use self::tiers::SLICE;
 
 use self::actor::{ASK_QUEUE, Actor, Ask};
 use self::core::{Core, Entry};
@@ -70,6 +82,7 @@ use crate::api::wire::{
     EventView, HostResources, HostView, MachineState, MachineView, OperationList, OperationView, PlanView,
     Removed, ResizeOutcome, ResizeRequest, ResizeView, RunRequest, SCHEMA, StopRequest,
 };
+use crate::host::books::Grant;
 use crate::problem::{Kind, Problem};
 use crate::store::Change;
 
@@ -154,9 +167,9 @@ impl Machines {
         let _one_at_a_time = self.core.admission.lock().await;
         let record = self.record_of(request)?;
         let name = record.name.clone();
-        self.core.with_books(|books| books.set(&name, record.held()))?;
+        self.core.with_books(|books| books.set(&name, record.booking()))?;
         if let Err(problem) = self.core.store.apply(Change::Insert(Box::new(record.clone()))).await {
-            self.core.with_books(|books| books.enter(&name, Shape::default()));
+            self.core.with_books(|books| books.enter(&name, Grant::default()));
             return Err(problem);
         }
         let (entry, asks) = self.core.new_entry(record);
@@ -447,6 +460,11 @@ impl Machines {
         // Subscribed first: what is printed in between comes twice rather than never.
         let output = console.follow();
         Ok((console.lines(lines), output))
+    }
+
+    /// How long it took from decisions until they were in force, since lathed started.
+    pub fn enforced(&self) -> Vec<(enforced::Limit, enforced::Took)> {
+        self.core.enforced.view().to_vec()
     }
 
     /// The host and its books; `peers_alive` is for whoever knows peers.

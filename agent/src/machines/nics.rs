@@ -33,13 +33,15 @@ use self::told::{After, answer_after_guest, seen};
 pub(super) use self::told::{catch_up, tell_guest};
 use super::actor::{Actor, Ask};
 use super::core::Core;
-use super::disks::{check_settled, monitor_of, put, record_of, release_default, release_time};
+use super::disks::{check_settled, intend, monitor_of, put, record_of, release_default, release_time};
+use super::enforced::Limit;
 use super::record::{Net, Plug, Record};
-use super::{Machines, gone, launch, spec, view};
+use super::{Machines, gone, launch, spec, uplink, view};
 use crate::api::wire::{NicAddRequest, NicList, NicView, PlanView, Removed, SCHEMA};
 use crate::monitor::{Monitor, MonitorError};
 use crate::network::Ports;
 use crate::problem::{Kind, Problem};
+use crate::store::Change;
 
 /// A change of a machine's nics.
 #[derive(Clone, Debug)]
@@ -110,7 +112,7 @@ impl Machines {
     ///
     /// # Errors
     /// `no-such-machine`, `machine-busy`, `machine-paused`, `no-such-nic`, `nic-busy`, `nic-name-taken`, `nic-not-released`,
-    /// `nic-rate-elsewhere`, `no-nic-slot`, `no-network`, `addresses-exhausted`, `bad-amount`, `bad-name`.
+    /// `nic-rate-elsewhere`, `no-nic-slot`, `no-network`, `net-over-capacity`, `addresses-exhausted`, `bad-amount`, `bad-name`.
     pub async fn change_nic(&self, name: &str, change: NicChange) -> Result<NicChanged, Problem> {
         let entry = self.core.entry(name)?;
         let (reply, result) = oneshot::channel();
@@ -183,7 +185,7 @@ async fn add(actor: &mut Actor, request: &NicAddRequest) -> Result<String, Probl
             }
         }
         intent.insert_nic(nic.clone());
-        put(actor, intent).await?;
+        intend(actor, intent).await?;
         nic
     };
     let Some(monitor) = monitor_of(actor) else { return Ok(nic.name) };
@@ -233,11 +235,15 @@ async fn join(actor: &Actor, monitor: &Monitor, nic: &Net) -> Result<(), Problem
 /// Makes a nic's tap with its rate, and plugs it in. When that fails there is no tap.
 async fn attach(actor: &Actor, monitor: &Monitor, nic: &Net) -> Result<(), Problem> {
     let ports = ports(&actor.core)?;
-    let rate = record_of(actor).rate_of(nic);
+    let record = record_of(actor);
+    let rate = record.rate_of(nic);
     let plugged = async {
-        let queue = launch::open_nic(ports, nic).await?;
+        let queue = launch::open_nic(ports, &record, nic).await?;
+        // A guest may answer by any of its nics.
+        launch::find_ports(&actor.core, &record).await?;
         // No guest has it before it is limited.
         ports.limit(&nic.tap, rate).await?;
+        uplink::join(&actor.core, &record, vec![nic.tap.clone()]).await;
         plug(&actor.entry.name, monitor, nic, queue).await
     };
     let attached = plugged.await;
@@ -329,9 +335,14 @@ async fn erase(actor: &Actor, nic: &Net) -> Result<(), Problem> {
     }
     let mut record = record_of(actor);
     record.take_nic(&nic.name);
+    if monitor_of(actor).is_some() {
+        // Its addresses may be another machine's from now on.
+        launch::find_ports(&actor.core, &record).await?;
+    }
     // One that nobody was promised was never a change.
     record.revision += u64::from(nic.plug != Plug::Adding);
     note(actor, record).await;
+    uplink::follow(&actor.core).await;
     actor.entry.with(|shared| {
         shared.nics.remove(&nic.name);
         shared.configured.remove(&nic.name);
@@ -353,19 +364,38 @@ async fn limit(actor: &Actor, name: &str, bit_per_sec: u64) -> Result<(), Proble
         nic.bit_per_sec = bit_per_sec;
     }
     record.revision += 1;
-    put(actor, record).await?;
+    if record.held().net > before.held().net {
+        intend(actor, record).await?;
+    } else {
+        // Nobody else is promised what this one gives back before the kernel has it back.
+        actor.core.store.apply(Change::Put(Box::new(record.clone()))).await?;
+        actor.entry.with(|shared| shared.record = record);
+    }
     if !actor.entry.with(|shared| shared.nics.contains(name)) {
+        settle_books(actor);
         return Ok(());
     }
+    let decided = Instant::now();
     let limited = match ports(&actor.core) {
         Ok(ports) => ports.limit(&nic.tap, bit_per_sec).await.map(drop),
         Err(problem) => Err(problem),
     };
-    if limited.is_err() {
-        note(actor, before).await;
+    match &limited {
+        Ok(()) => {
+            actor.core.enforced.after(Limit::Net, decided.elapsed());
+            settle_books(actor);
+        }
+        Err(_) => note(actor, before).await,
     }
+    uplink::follow(&actor.core).await;
     read_first(actor).await;
     limited
+}
+
+/// The books hold what is recorded.
+fn settle_books(actor: &Actor) {
+    let record = record_of(actor);
+    actor.core.with_books(|books| books.enter(&record.name, record.booking()));
 }
 
 /// Begins to remove a nic; `reply` is told when it is gone, or that it stays.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use lathe_guest::protocol::{Network, Request};
 use lathe_vmm::control::wire::Event as MonitorEvent;
 
+use super::enforced::Limit;
 use super::record::{Net, Plug};
 use super::tests::{Lathed, STOP, World, until};
 use super::*;
@@ -133,6 +134,11 @@ fn a_nic_comes_changes_and_goes_while_the_guest_runs() {
     lathed.wait(lathed.machines.resize("demo", faster, None)).unwrap();
     let rates = BTreeMap::from([("lt-demo".to_owned(), 9 * MBIT), ("lt-demo_1".to_owned(), 5 * MBIT)]);
     assert_eq!(world.taps(), rates);
+    assert_eq!(
+        lathed.enforced(Limit::Net),
+        2,
+        "both changes are in the figures, and what was no change is not"
+    );
     world.check(&lathed);
     assert!(matches!(lathed.change_of_nic(removal("net1")), Ok(NicChanged::Removed(_))));
     assert_eq!((world.macs().len(), lathed.nics().len(), world.taps().len()), (1, 1, 1));
@@ -248,6 +254,34 @@ fn a_machine_that_is_off_gets_its_nics_at_its_start_and_keeps_them() {
     lathed.wait(lathed.machines.start_machine("demo")).unwrap();
     assert_eq!(world.macs().len(), 1);
     world.check(&lathed);
+}
+
+#[test]
+fn every_tap_lets_through_what_all_nics_of_its_machine_have() {
+    let world = World::new();
+    let lathed = world.lathed();
+    lathed.run(world.request("demo")).unwrap();
+    let addresses = |lathed: &Lathed| -> Vec<String> {
+        lathed.nics().iter().flat_map(|nic| nic.addresses.clone()).collect()
+    };
+    let first = addresses(&lathed);
+    assert!(!first.is_empty());
+    assert_eq!(world.take_sources(), BTreeMap::from([("lt-demo".to_owned(), first.clone())]));
+    lathed.add_nic(at(1)).unwrap();
+    let both = addresses(&lathed);
+    assert!(both.len() > first.len());
+    let of_both = BTreeMap::from(["lt-demo", "lt-demo_1"].map(|tap| (tap.to_owned(), both.clone())));
+    assert_eq!(world.take_sources(), of_both);
+    // A lathed that finds the machine has the taps check what it knows: an earlier release may have left them without.
+    lathed.kill();
+    let lathed = world.lathed();
+    let mut seen = BTreeMap::new();
+    until(|| {
+        seen.extend(world.take_sources());
+        seen == of_both
+    });
+    lathed.change_of_nic(removal("net1")).unwrap();
+    assert_eq!(world.take_sources(), BTreeMap::from([("lt-demo".to_owned(), first)]));
 }
 
 #[test]

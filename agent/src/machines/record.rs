@@ -4,12 +4,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use lathe_shard::{Bytes, MilliCpu, Shape};
+use lathe_shard::{BitRate, Bytes, MilliCpu, Shape};
 
 use super::life::Life;
 use super::shape::{Ended, Holds, Operation};
 use super::spec::MAX_VCPUS;
-use crate::api::wire::{OnTrouble, RestartPolicy};
+use crate::api::wire::{OnTrouble, RestartPolicy, Tier};
+use crate::host::books::Grant;
 
 /// Operations that are over and still remembered.
 pub const MAX_ENDED: usize = 16;
@@ -94,6 +95,9 @@ pub struct Desired {
     pub net_bit_per_sec: u64,
     /// I/O operations per second, 0 is unlimited.
     pub iops: u64,
+    /// What happens to it when shards are short.
+    #[serde(default)]
+    pub tier: Tier,
 }
 
 /// The end of a change that was asked for a time: what was desired before of what it changed.
@@ -110,6 +114,9 @@ pub struct Back {
     /// I/O operations per second.
     #[serde(default)]
     pub iops: Option<u64>,
+    /// How firmly it is promised.
+    #[serde(default)]
+    pub tier: Option<Tier>,
 }
 
 /// What a monitor was started with.
@@ -322,6 +329,11 @@ fn first_nic() -> String {
 }
 
 impl Record {
+    /// Addresses of all its nics, with their prefixes' lengths.
+    pub fn all_addresses(&self) -> Vec<String> {
+        self.all_nics().flat_map(|nic| nic.addresses.iter().cloned()).collect()
+    }
+
     /// What the books must hold for it: an upper bound of what it has.
     pub fn held(&self) -> Shape {
         let booked = self.source.disks.iter().filter_map(|drive| drive.disk.private_bytes());
@@ -341,9 +353,26 @@ impl Record {
         Shape {
             cpu: MilliCpu(most(|shape| shape.cpu_milli).max(holds.cpu_milli)),
             memory: Bytes(most(|shape| shape.memory_bytes).max(holds.memory_bytes)),
+            net: self.limited_net(most(|shape| shape.net_bit_per_sec)),
             disk,
             ..Shape::default()
         }
+    }
+
+    /// [`Record::held`], and how firmly: every state that it is in, goes to or may be led back to.
+    pub fn booking(&self) -> Grant {
+        let held = self.held();
+        let before = self.operation.as_ref().filter(|operation| operation.deadline.is_some());
+        let states = [Some(self.desired), self.resizing, before.map(|operation| operation.before)];
+        let states = || states.into_iter().flatten();
+        let firmest = states().map(|state| state.tier).max().unwrap_or_default();
+        let foreseen = states().map(|state| MilliCpu(state.cpu_milli)).max().unwrap_or_default();
+        let nothing = Shape { cpu: MilliCpu(0), ..held };
+        let grant = states().fold(Grant::new(nothing, firmest), |grant, state| {
+            grant.or(state.tier, MilliCpu(state.cpu_milli).min(held.cpu))
+        });
+        // More in force than any of these: nobody knows as what.
+        if held.cpu > foreseen { grant.or(firmest, held.cpu) } else { grant }
     }
 
     /// Gives the disks of an earlier release their names.
@@ -410,6 +439,12 @@ impl Record {
         if nic.name == FIRST_NIC { self.desired.net_bit_per_sec } else { nic.bit_per_sec }
     }
 
+    /// The rates of its nics together, `first` being that of [`FIRST_NIC`]; those without limit are promised nothing.
+    fn limited_net(&self, first: u64) -> BitRate {
+        let rate = |nic: &Net| if nic.name == FIRST_NIC { first } else { nic.bit_per_sec };
+        BitRate(self.all_nics().map(rate).fold(0, u64::saturating_add))
+    }
+
     /// vCPUs for its next start.
     pub fn vcpus(&self) -> u32 {
         let needed = vcpus_for(self.desired.cpu_milli).min(MAX_VCPUS);
@@ -437,9 +472,16 @@ pub fn vcpus_for(cpu_milli: u64) -> u32 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::machines::shape::AtDeadline;
 
     pub(crate) fn record(name: &str) -> Record {
-        let desired = Desired { cpu_milli: 500, memory_bytes: 512 << 20, net_bit_per_sec: 0, iops: 0 };
+        let desired = Desired {
+            cpu_milli: 500,
+            memory_bytes: 512 << 20,
+            net_bit_per_sec: 0,
+            iops: 0,
+            tier: Tier::Standard,
+        };
         Record {
             name: name.to_owned(),
             revision: 1,
@@ -472,6 +514,37 @@ pub(crate) mod tests {
             vcpus_asked: None,
             restarts: 0,
         }
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_release_is_of_the_standard_tier() {
+        let machine = record("demo");
+        let text = serde_json::to_string(&machine).unwrap().replace(",\"tier\":\"standard\"", "");
+        assert!(!text.contains("tier"), "{text}");
+        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), machine);
+    }
+
+    #[test]
+    fn the_books_hold_the_firmer_tier_while_an_operation_may_lead_back() {
+        let mut machine = record("demo");
+        let before = Desired { tier: Tier::Guaranteed, ..machine.desired };
+        let operation = |deadline| Operation {
+            number: 1,
+            target: machine.desired,
+            before,
+            base_revision: 1,
+            began: 0,
+            deadline,
+            at_deadline: AtDeadline::Revert,
+        };
+        let (foreground, background) = (operation(Some(1000)), operation(None));
+        machine.desired.tier = Tier::Harvest;
+        assert_eq!(machine.booking(), Grant::new(machine.held(), Tier::Harvest));
+        machine.operation = Some(foreground);
+        let either = Grant::new(machine.held(), Tier::Guaranteed).or(Tier::Harvest, machine.held().cpu);
+        assert_eq!(machine.booking(), either);
+        machine.operation = Some(background);
+        assert_eq!(machine.booking(), Grant::new(machine.held(), Tier::Harvest));
     }
 
     #[test]

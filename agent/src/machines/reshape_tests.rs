@@ -1,8 +1,9 @@
 //! Changes of shape against fake monitors whose guests follow, refuse or are deaf.
 
+use super::enforced::Limit;
 use super::tests::{Lathed, STOP, World, until};
 use super::*;
-use crate::api::wire::{DeadlineAction, MachineState, OperationView};
+use crate::api::wire::{DeadlineAction, MachineState, OperationView, Tier};
 use crate::monitor::fake::Script;
 
 const MIB: u64 = 1 << 20;
@@ -146,10 +147,76 @@ fn a_rate_of_disks_is_given_at_the_start_changed_while_it_runs_and_found_again()
     let lathed = world.lathed();
     until(|| lathed.show("demo").iops.actual == 50);
     assert_eq!(told(), 50, "the time of the change is over");
+    let before = lathed.enforced(Limit::Iops);
     let free = lathed.resize(&rated(0));
     assert_eq!((free.outcome, free.iops.actual, told()), (ResizeOutcome::Applied, 0, 0));
+    assert_eq!(lathed.enforced(Limit::Iops), before + 1, "it is in the figures");
     let wrong = lathed.wait(lathed.machines.resize("demo", rated(1_000_000_001), None)).unwrap_err();
     assert_eq!(wrong.code, "bad-amount");
+    world.check(&lathed);
+}
+
+#[test]
+fn a_tier_changes_like_every_other_part_of_a_shape() {
+    let world = World::new();
+    let lathed = world.lathed();
+    let tiered = |tier| ResizeRequest { tier: Some(tier), ..Default::default() };
+    lathed.run(RunRequest { tier: Tier::Harvest, ..world.request("demo") }).unwrap();
+    let view = lathed.show("demo");
+    assert_eq!((view.tier, view.tier_actual), (Tier::Harvest, Some(Tier::Harvest)));
+    let booked = || lathed.machines.host().resources.cpu;
+    assert_eq!((booked().granted, booked().promised), (0, 100), "it is promised no CPU");
+    let plan = lathed.wait(lathed.machines.plan_resize("demo", &tiered(Tier::Guaranteed), None)).unwrap();
+    let step = &plan.steps[0];
+    assert_eq!((plan.steps.len(), step.resource.as_str(), step.from, step.to), (1, "tier", 0, 2));
+    assert!(step.how.ends_with(", at once"), "{}", step.how);
+    assert_eq!(plan.host_after.cpu.granted, 100);
+    // One that an earlier release has started has no place among others before its next start.
+    let among_others = |is| {
+        let entry = lathed.machines.core.entry("demo").unwrap();
+        entry.with(|shared| {
+            shared.force.as_mut().unwrap().standing.as_mut().unwrap().among_others = is;
+        });
+    };
+    among_others(false);
+    let plan = lathed.wait(lathed.machines.plan_resize("demo", &tiered(Tier::Guaranteed), None)).unwrap();
+    assert!(plan.steps[0].how.ends_with(", at its next start"), "{}", plan.steps[0].how);
+    among_others(true);
+    let firmer = lathed.resize(&tiered(Tier::Guaranteed));
+    assert_eq!((firmer.outcome, firmer.revision), (ResizeOutcome::Applied, 2), "{}", firmer.reason);
+    assert_eq!((firmer.tier, firmer.tier_actual), (Tier::Guaranteed, Some(Tier::Guaranteed)));
+    assert_eq!(lathed.resize(&tiered(Tier::Guaranteed)).outcome, ResizeOutcome::Unchanged);
+    assert_eq!(booked().granted, 100);
+    assert_eq!(lathed.last().to.tier, Tier::Guaranteed);
+    lathed.kill();
+    let lathed = world.lathed();
+    until(|| lathed.show("demo").tier_actual == Some(Tier::Guaranteed));
+    let undone = lathed.resize(&ResizeRequest { undo: true, ..Default::default() });
+    assert_eq!((undone.outcome, undone.tier_actual), (ResizeOutcome::Applied, Some(Tier::Harvest)));
+    let both = ResizeRequest { undo: true, ..tiered(Tier::Standard) };
+    assert_eq!(lathed.wait(lathed.machines.resize("demo", both, None)).unwrap_err().code, "bad-amount");
+    let second = ResizeRequest { for_sec: Some(1), ..tiered(Tier::Standard) };
+    assert_eq!(lathed.resize(&second).tier, Tier::Standard);
+    until(|| lathed.show("demo").tier == Tier::Harvest);
+    lathed.wait(lathed.machines.stop("demo", STOP)).unwrap();
+    assert_eq!(lathed.show("demo").tier_actual, None);
+    world.check(&lathed);
+}
+
+#[test]
+fn a_guarantee_that_the_host_cannot_keep_is_refused() {
+    let world = World::new();
+    let lathed = world.lathed();
+    let all = lathed.machines.host().resources.cpu.free;
+    let with = |name: &str, cpu_milli, tier| RunRequest { cpu_milli, tier, ..world.request(name) };
+    lathed.run(with("demo", all, Tier::Guaranteed)).unwrap();
+    let refused = lathed.run(with("other", 50, Tier::Standard)).unwrap_err();
+    assert_eq!(refused.code, "cpu-over-capacity");
+    lathed.run(with("other", all, Tier::Harvest)).unwrap();
+    let promise = ResizeRequest { tier: Some(Tier::Standard), ..Default::default() };
+    let refused = lathed.wait(lathed.machines.resize("other", promise, None)).unwrap_err();
+    assert_eq!(refused.code, "cpu-over-capacity");
+    assert_eq!(lathed.show("other").revision, 1, "nothing changed");
     world.check(&lathed);
 }
 

@@ -19,11 +19,14 @@ use lathe_vmm::control::wire::{Answer, Command, DiskRates, Phase};
 
 use super::actor::{Actor, Ask};
 use super::core::unix_sec;
+use super::enforced::Limit;
 use super::launch::{self, OVERHEAD_BYTES};
 use super::record::{Back, Booted, Desired, Record};
-use super::shape::{self, AtDeadline, Effect, Ended, Event, Force, Holds, Operation, Outcome, Report, Step};
+use super::shape::{
+    self, AtDeadline, Effect, Ended, Event, Force, Holds, Operation, Outcome, Report, Standing, Step,
+};
 use super::{guest, spec, view};
-use crate::api::wire::{DeadlineAction, OperationView, ResizeOutcome, ResizeRequest, ResizeView};
+use crate::api::wire::{DeadlineAction, OperationView, ResizeOutcome, ResizeRequest, ResizeView, Tier};
 use crate::monitor::MonitorError;
 use crate::problem::{Kind, Problem};
 use crate::store::Change;
@@ -47,9 +50,17 @@ pub(super) struct Shaper {
     /// The record before a change that nobody knows of yet.
     unpublished: Option<Box<Record>>,
     /// Steps that the monitor has been told, by the id of the command.
-    told: BTreeMap<u64, u64>,
+    told: BTreeMap<u64, Told>,
     /// No attempt to go back before.
     back_not_before: Instant,
+}
+
+/// A step that the monitor has been told.
+#[derive(Clone, Copy)]
+struct Told {
+    number: u64,
+    /// When another rate of disks was decided, if it is that.
+    rate_decided: Option<Instant>,
 }
 
 impl Shaper {
@@ -103,8 +114,8 @@ pub fn target(record: &Record, request: &ResizeRequest) -> Result<Desired, Probl
     }
     let amounts =
         [request.cpu_milli, request.memory_bytes, request.net_bit_per_sec, request.iops, request.for_sec];
-    if amounts.iter().any(Option::is_some) {
-        return Err(bad("undo goes with no amounts".to_owned()));
+    if amounts.iter().any(Option::is_some) || request.tier.is_some() {
+        return Err(bad("undo goes with no amounts and no tier".to_owned()));
     }
     record.undo.ok_or_else(|| {
         let message = format!("{} has not been resized yet", record.name);
@@ -118,11 +129,15 @@ fn back_after(record: &Record, request: &ResizeRequest, now: u64) -> Option<Back
         return None;
     }
     let earlier = record.back.unwrap_or_default();
-    let merge = |asked: Option<u64>, earlier: Option<u64>, before: u64| match (asked, request.for_sec) {
-        (Some(_), Some(_)) => Some(earlier.unwrap_or(before)),
-        (Some(_), None) => None,
-        (None, _) => earlier,
-    };
+    fn merged<T>(timed: bool, asked: Option<T>, earlier: Option<T>, before: T) -> Option<T> {
+        match (asked, timed) {
+            (Some(_), true) => Some(earlier.unwrap_or(before)),
+            (Some(_), false) => None,
+            (None, _) => earlier,
+        }
+    }
+    let timed = request.for_sec.is_some();
+    let merge = |asked, earlier, before| merged::<u64>(timed, asked, earlier, before);
     let back = Back {
         at_unix_msec: request
             .for_sec
@@ -135,9 +150,10 @@ fn back_after(record: &Record, request: &ResizeRequest, now: u64) -> Option<Back
             record.desired.net_bit_per_sec,
         ),
         iops: merge(request.iops, earlier.iops, record.desired.iops),
+        tier: merged(timed, request.tier, earlier.tier, record.desired.tier),
     };
-    let nothing = back.cpu_milli.or(back.memory_bytes).or(back.net_bit_per_sec).or(back.iops).is_none();
-    (!nothing).then_some(back)
+    let amounts = [back.cpu_milli, back.memory_bytes, back.net_bit_per_sec, back.iops];
+    (back.tier.is_some() || amounts.iter().any(Option::is_some)).then_some(back)
 }
 
 /// Begins a resize; when this returns its host's part has ended, and all of it if no guest has a part in it.
@@ -217,8 +233,26 @@ fn raise_ceiling(actor: &mut Actor, before: (u64, u32)) {
 }
 
 fn write_ceiling(actor: &Actor, (cpu_milli, vcpus): (u64, u32)) -> Result<(), Problem> {
+    let decided = Instant::now();
     let Some(tree) = actor.live().and_then(|live| live.launched.tree.as_ref()) else { return Ok(()) };
-    launch::limit_cpu(tree, cpu_milli, vcpus).map(|_| ())
+    limit_cpu(actor, tree, (cpu_milli, vcpus), decided)
+}
+
+/// Puts a quota in force.
+fn limit_cpu(
+    actor: &Actor,
+    tree: &MachineTree,
+    (cpu_milli, vcpus): (u64, u32),
+    decided: Instant,
+) -> Result<(), Problem> {
+    let quota = launch::limit_cpu(tree, cpu_milli, vcpus)?;
+    let took = decided.elapsed();
+    let before = actor.entry.with(|shared| std::mem::replace(&mut shared.quota_milli, quota));
+    // What is found after a restart of lathed is no change.
+    if before.is_some() && before != quota {
+        actor.core.enforced.after(Limit::Cpu, took);
+    }
+    Ok(())
 }
 
 /// Reserves and stores what is about to happen; nothing has happened when this fails.
@@ -248,9 +282,9 @@ async fn intend(
             DeadlineAction::Revert => AtDeadline::Revert,
         },
     });
-    actor.core.with_books(|books| books.set(&record.name, intent.held()))?;
+    actor.core.with_books(|books| books.set(&record.name, intent.booking()))?;
     if let Err(problem) = actor.core.store.apply(Change::Put(Box::new(intent.clone()))).await {
-        actor.core.with_books(|books| books.enter(&record.name, record.held()));
+        actor.core.with_books(|books| books.enter(&record.name, record.booking()));
         return Err(problem);
     }
     Ok(intent)
@@ -270,7 +304,7 @@ pub(super) async fn cancel(actor: &mut Actor, number: u64) -> Result<OperationVi
     };
     let mut back = record.clone();
     back.resizing = Some(operation.before);
-    actor.core.with_books(|books| books.set(&record.name, back.held()))?;
+    actor.core.with_books(|books| books.set(&record.name, back.booking()))?;
     happen(actor, Event::Cancel).await?;
     view::operation(&actor.entry, number)
 }
@@ -291,9 +325,9 @@ pub(super) async fn tick(actor: &mut Actor) {
 
 /// The time that a change was asked for is over.
 async fn go_back(actor: &mut Actor, back: Back) {
-    let Back { cpu_milli, memory_bytes, net_bit_per_sec, iops, at_unix_msec: _ } = back;
+    let Back { cpu_milli, memory_bytes, net_bit_per_sec, iops, tier, at_unix_msec: _ } = back;
     let request =
-        ResizeRequest { cpu_milli, memory_bytes, net_bit_per_sec, iops, ..ResizeRequest::default() };
+        ResizeRequest { cpu_milli, memory_bytes, net_bit_per_sec, iops, tier, ..ResizeRequest::default() };
     let name = actor.entry.name.clone();
     match resize(actor, &request, None).await {
         Ok(_) => {
@@ -344,11 +378,12 @@ async fn happen(actor: &mut Actor, event: Event) -> Result<(), Problem> {
     let mut queue = VecDeque::from([event]);
     let mut store = false;
     while let Some(event) = queue.pop_front() {
+        let decided = Instant::now();
         let decision = shape::decide(&actor.shape.state, actor.core.now_msec(), event);
         actor.shape.state = decision.state;
         for effect in decision.effects {
             match effect {
-                Effect::Step(number, step) => queue.extend(take_step(actor, number, step).await),
+                Effect::Step(number, step) => queue.extend(take_step(actor, number, step, decided).await),
                 Effect::Books(holds) => actor.entry.with(|shared| shared.record.holds = Some(holds)),
                 Effect::Progress => progress(actor),
                 Effect::Desire(_) | Effect::Begun(_) | Effect::Ended(_) => {
@@ -372,8 +407,9 @@ async fn happen(actor: &mut Actor, event: Event) -> Result<(), Problem> {
     if store {
         actor.core.store.apply(Change::Put(Box::new(record.clone()))).await?;
     }
-    actor.core.with_books(|books| books.enter(&record.name, record.held()));
+    actor.core.with_books(|books| books.enter(&record.name, record.booking()));
     let last = record.ended.last().map_or(0, |ended| ended.operation.number);
+    super::uplink::follow(&actor.core).await;
     actor.entry.ended.send_if_modified(|known| {
         let news = last > *known;
         *known = last.max(*known);
@@ -461,13 +497,16 @@ fn describe(shape: &Desired) -> String {
     if shape.iops != 0 {
         text = format!("{text}, {}", Iops(shape.iops));
     }
+    if shape.tier != Tier::Standard {
+        text = format!("{text}, {}", shape.tier.word());
+    }
     text
 }
 
 /// How a monitor's machine was found.
 pub(super) enum Found {
-    /// It has just been started with what is desired, and this many vCPU threads are where they belong.
-    Started(usize),
+    /// It has just been started with what is desired, this many vCPU threads are where they belong, and it stands like this among others.
+    Started(usize, Standing),
     /// It ran on without lathed: what is in force is not known.
     Again,
 }
@@ -482,6 +521,7 @@ pub(super) async fn up(actor: &mut Actor, found: Found) {
         quota: None,
         net_bit_per_sec: None,
         iops: None,
+        standing: None,
         wall_bytes: None,
         cpus: None,
         placed: 0,
@@ -490,10 +530,11 @@ pub(super) async fn up(actor: &mut Actor, found: Found) {
         agent: actor.entry.with(|shared| shared.guest_agent),
         paused: false,
     };
-    if let Found::Started(placed) = found {
+    if let Found::Started(placed, standing) = found {
         force.quota = Some((record.desired.cpu_milli, booted.vcpus));
         force.net_bit_per_sec = Some(record.desired.net_bit_per_sec);
         force.wall_bytes = Some(booted.memory_bytes);
+        force.standing = Some(standing);
         force.placed = placed;
         force.online = Some(booted.vcpus);
     }
@@ -561,7 +602,11 @@ pub(super) async fn rebooted(actor: &mut Actor) {
 
 /// The monitor has answered a step, or says how the machine stands.
 pub(super) async fn answered(actor: &mut Actor, id: u64, result: Result<Answer, MonitorError>) {
-    let step = actor.shape.told.remove(&id);
+    let told = actor.shape.told.remove(&id);
+    if let (Some(decided), Ok(Answer::DiskRates(_))) = (told.and_then(|told| told.rate_decided), &result) {
+        actor.core.enforced.after(Limit::Iops, decided.elapsed());
+    }
+    let step = told.map(|told| told.number);
     let event = match (step, result) {
         (Some(step), Ok(Answer::Cpus(status))) => Event::Done(step, Report::Cpus(status)),
         (Some(step), Ok(Answer::Memory(status))) => Event::Done(step, Report::Memory(status)),
@@ -586,10 +631,15 @@ pub(super) async fn answered(actor: &mut Actor, id: u64, result: Result<Answer, 
 }
 
 /// Takes a step. The host's answer is there at once; a monitor's comes as a notice, a guest's as an ask.
-async fn take_step(actor: &mut Actor, number: u64, step: Step) -> Option<Event> {
+async fn take_step(actor: &mut Actor, number: u64, step: Step, decided: Instant) -> Option<Event> {
+    let rate_decided = matches!(step, Step::SetIops(_)).then_some(decided);
     let command = match step {
-        Step::SetQuota { .. } | Step::SetRates(_) | Step::SetWall(_) | Step::Place(_) => {
-            return Some(match host_step(actor, step).await {
+        Step::SetQuota { .. }
+        | Step::SetRates(_)
+        | Step::SetTier { .. }
+        | Step::SetWall(_)
+        | Step::Place(_) => {
+            return Some(match host_step(actor, step, decided).await {
                 Ok(report) => Event::Done(number, report),
                 Err(problem) => Event::Failed(number, problem.message),
             });
@@ -613,7 +663,7 @@ async fn take_step(actor: &mut Actor, number: u64, step: Step) -> Option<Event> 
     };
     match live.monitor.begin(command).await {
         Ok(id) => {
-            actor.shape.told.insert(id, number);
+            actor.shape.told.insert(id, Told { number, rate_decided });
             None
         }
         Err(problem) => Some(Event::Failed(number, problem.to_string())),
@@ -641,13 +691,12 @@ fn ask_guest(actor: &Actor, number: u64, request: GuestRequest) {
     });
 }
 
-async fn host_step(actor: &mut Actor, step: Step) -> Result<Report, Problem> {
+async fn host_step(actor: &mut Actor, step: Step, decided: Instant) -> Result<Report, Problem> {
     let tree = actor.live().and_then(|live| live.launched.tree.clone());
     match step {
         Step::SetQuota { cpu_milli, vcpus } => {
             if let Some(tree) = &tree {
-                let quota = launch::limit_cpu(tree, cpu_milli, vcpus)?;
-                actor.entry.with(|shared| shared.quota_milli = quota);
+                limit_cpu(actor, tree, (cpu_milli, vcpus), decided)?;
             }
             Ok(Report::Done)
         }
@@ -658,10 +707,18 @@ async fn host_step(actor: &mut Actor, step: Step) -> Result<Report, Problem> {
                 let wanted = Some(rate).filter(|rate| *rate != 0);
                 if (port.to_guest, port.from_guest) != (wanted, wanted) {
                     let port = ports.limit(&net.tap, rate).await?;
+                    actor.core.enforced.after(Limit::Net, decided.elapsed());
                     actor.entry.with(|shared| shared.port = port);
                 }
             }
             Ok(Report::Done)
+        }
+        Step::SetTier { tier, memory_bytes } => {
+            let standing = match &tree {
+                Some(tree) => actor.core.standings.enforce(tree, tier, memory_bytes)?,
+                None => Standing { tier, memory_bytes, among_others: true },
+            };
+            Ok(Report::Standing(standing))
         }
         Step::SetWall(bytes) => match &tree {
             Some(tree) => set_wall(tree, bytes).map(Report::Wall),

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lathe_cgroup::MachineTree;
-use lathe_shard::{Bytes, MilliCpu, Shape};
+use lathe_shard::{BitRate, Bytes, MilliCpu, Shape};
 use lathe_vmm::control::wire::{Answer, Command, Stats};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::core::{Core, DiskUse, Entry, Usage, rate};
 use super::sight::{self, Observation};
+use super::tiers;
 use crate::host::Consumption;
 use crate::network::{PortBytes, PortQueue, PortQueues};
 
@@ -27,6 +28,7 @@ pub(super) async fn run(core: Arc<Core>) {
     let mut beat = tokio::time::interval(INTERVAL);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before: Option<(Instant, Consumption)> = None;
+    let mut trouble = String::new();
     loop {
         beat.tick().await;
         // Beside each other: one monitor that stands still delays no other machine.
@@ -41,6 +43,12 @@ pub(super) async fn run(core: Arc<Core>) {
             }
         }
         before = host(&core, before);
+        let tiers = tiers::keep(&core).err().unwrap_or_default();
+        // Said when it changes, not every second.
+        if !tiers.is_empty() && tiers != trouble {
+            tracing::warn!("machines' tiers are not all in force: {tiers}");
+        }
+        trouble = tiers;
         core.heartbeat.send_replace(Instant::now());
     }
 }
@@ -58,7 +66,9 @@ fn host(core: &Core, before: Option<(Instant, Consumption)>) -> Option<(Instant,
         let usec = |ticks: u64| ticks.saturating_mul(TICK_USEC);
         milli(usec(earlier.cpu_busy_ticks), usec(read.cpu_busy_ticks), now - at)
     });
+    let net = |entry: &Arc<Entry>| entry.with(|shared| shared.usage.net_bit_per_sec);
     core.set_used(Shape {
+        net: BitRate(core.entries().iter().map(net).fold(0, u64::saturating_add)),
         cpu: MilliCpu(cpu),
         memory: Bytes(read.memory_bytes),
         disk: Bytes(read.disk_bytes),

@@ -146,6 +146,7 @@ pub fn resized(record: &Record, request: &ResizeRequest) -> Result<Desired, Prob
         memory_bytes: request.memory_bytes.map_or(Ok(desired.memory_bytes), check_memory)?,
         net_bit_per_sec: request.net_bit_per_sec.map_or(Ok(desired.net_bit_per_sec), check_net)?,
         iops: request.iops.map_or(Ok(desired.iops), check_iops)?,
+        tier: request.tier.unwrap_or(desired.tier),
     };
     check_bounds("resize", &record.name, &target, record.cpu_max_milli, record.memory_max_bytes)?;
     Ok(target)
@@ -163,6 +164,7 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
         memory_bytes: check_memory(request.memory_bytes)?,
         net_bit_per_sec: check_net(net)?,
         iops: check_iops(request.iops.unwrap_or(0))?,
+        tier: request.tier,
     };
     check_vcpus(request.vcpus, desired.cpu_milli)?;
     request.memory_max_bytes.map_or(Ok(0), check_memory)?;

@@ -13,7 +13,7 @@ use super::config::{CoreConfig, LauncherKind};
 use super::core::{Core, Parts};
 use super::life::Life;
 use super::record::Record;
-use super::{files, sample};
+use super::{files, sample, uplink};
 use crate::host::Probe;
 use crate::host::books::{Books, Reserve};
 use crate::launcher::Launcher;
@@ -21,6 +21,7 @@ use crate::launcher::direct::DirectLauncher;
 use crate::launcher::systemd::SystemdLauncher;
 use crate::network::Ports;
 use crate::network::ports::KernelPorts;
+use crate::network::uplinks::{KernelUplinks, Uplinks};
 use crate::problem::Problem;
 use crate::store::{Change, Contents, Store};
 
@@ -39,7 +40,8 @@ pub(super) async fn start(config: CoreConfig) -> Result<Arc<Core>, Problem> {
         Some(network) => Some(Box::new(KernelPorts::connect(network.clone())?)),
         None => None,
     };
-    start_with(config, launcher, ports, PathBuf::from("/dev/kvm")).await
+    let uplinks = Box::new(KernelUplinks::connect()?);
+    start_with(config, launcher, ports, uplinks, PathBuf::from("/dev/kvm")).await
 }
 
 /// The same with other hands.
@@ -47,31 +49,45 @@ pub(super) async fn start_with(
     config: CoreConfig,
     launcher: Box<dyn Launcher>,
     ports: Option<Box<dyn Ports>>,
+    uplinks: Box<dyn Uplinks>,
     kvm: PathBuf,
 ) -> Result<Arc<Core>, Problem> {
     for folder in ["machines", "uploads", "kept", "boot"] {
         make_folder(&config.state_dir.join(folder))?;
     }
     make_folder(&config.runtime_dir.join("machines"))?;
-    let (store, contents) = Store::open(&config.state_dir)?;
+    let (store, mut contents) = Store::open(&config.state_dir)?;
     let probe = Probe::new("/", &config.state_dir);
     let boot_id = probe.boot_id()?;
     let kernel_release = probe.kernel_release()?;
     let books = books(&config, &probe, &contents)?;
     let reboot = contents.boot_id.as_ref().is_some_and(|earlier| *earlier != boot_id);
-    let core =
-        Core::new(Parts { config, launcher, ports, store, probe, books, boot_id, kernel_release, kvm });
+    let core = Core::new(Parts {
+        config,
+        launcher,
+        ports,
+        uplinks,
+        store,
+        probe,
+        books,
+        boot_id,
+        kernel_release,
+        kvm,
+    });
     if let Some(ports) = &core.ports {
         // Machines without network must not suffer from a host that cannot have one.
         if let Err(problem) = ports.prepare().await {
             tracing::error!(%problem, "the machines' network is not ready");
         }
     }
+    uplink::begin(&core, contents.uplink.take()).await;
     remove_strays(&core, &contents).await;
     resume_all(&core, contents, reboot).await;
+    uplink::look(&core).await;
     // Only now: a crash in between must still know that the host has booted.
     core.store.apply(Change::Fact("boot_id", core.boot_id.clone())).await?;
     tokio::spawn(sample::run(Arc::clone(&core)));
+    tokio::spawn(uplink::run(Arc::clone(&core)));
     Ok(core)
 }
 
@@ -89,10 +105,11 @@ fn books(config: &CoreConfig, probe: &Probe, contents: &Contents) -> Result<Book
     let occupied = probe.consumption()?.disk_bytes.saturating_sub(occupied_by_machines(config));
     // What others have on the file system already is not ours to give.
     let disk_bytes = config.reserve.disk_bytes.saturating_add(occupied);
-    let mut books = Books::new(capacity, Reserve { disk_bytes, ..config.reserve });
+    let mut books = Books::new(capacity, Reserve { disk_bytes, ..config.reserve }, config.overcommit);
     for record in &contents.machines {
-        books.enter(&record.name, record.held());
+        books.enter(&record.name, record.booking());
     }
+    books.set_net(uplink::booked(contents.uplink.as_ref()));
     Ok(books)
 }
 

@@ -4,18 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use lathe_cgroup::MachineTree;
 use lathe_shard::Shape;
 use lathe_vmm::control::wire::{Event as MonitorEvent, ExitReason, Phase};
 use tokio::runtime::{Builder, Runtime};
 
 use super::config::tests::{config, run_request};
 use super::life::{End, EndKind};
+use super::uplink_tests::FakeUplinks;
 use super::*;
-use crate::api::wire::{DiskSource, MachineState, ResizeOutcome, RestartPolicy};
+use crate::api::wire::{DiskSource, MachineState, OnTrouble, ResizeOutcome, RestartPolicy};
 use crate::launcher::{Launched, Launcher, Pending};
 use crate::monitor::fake::{FakeMonitor, Script};
 use crate::network::{PortBytes, PortQueues, PortState, Ports};
@@ -26,6 +28,8 @@ pub(super) struct FakeLauncher {
     folder: PathBuf,
     monitors: Arc<Mutex<BTreeMap<String, FakeMonitor>>>,
     pub(super) script: Arc<Mutex<Script>>,
+    /// The cgroups of every machine.
+    pub(super) tree: Arc<Mutex<Option<MachineTree>>>,
     launches: Arc<Mutex<u32>>,
 }
 
@@ -39,8 +43,9 @@ impl FakeLauncher {
         monitors.iter().filter(|(_, fake)| fake.is_alive()).map(|(name, _)| name.clone()).collect()
     }
 
-    fn describe(fake: &FakeMonitor) -> Launched {
-        Launched { socket: fake.path().to_owned(), pid: Some(4711), unit: String::new(), tree: None }
+    fn describe(&self, fake: &FakeMonitor) -> Launched {
+        let tree = self.tree.lock().unwrap().clone();
+        Launched { socket: fake.path().to_owned(), pid: Some(4711), unit: String::new(), tree }
     }
 }
 
@@ -57,14 +62,14 @@ impl Launcher for FakeLauncher {
             let path = self.folder.join(format!("{name}.sock"));
             let fake = FakeMonitor::listen(&path, self.script.lock().unwrap().clone());
             self.monitors.lock().unwrap().insert(name.to_owned(), fake.clone());
-            Ok(Self::describe(&fake))
+            Ok(self.describe(&fake))
         })
     }
 
     fn find<'a>(&'a self, name: &'a str) -> Pending<'a, Result<Option<Launched>, Problem>> {
         Box::pin(async move {
             let monitors = self.monitors.lock().unwrap();
-            Ok(monitors.get(name).filter(|fake| fake.is_alive()).map(Self::describe))
+            Ok(monitors.get(name).filter(|fake| fake.is_alive()).map(|fake| self.describe(fake)))
         })
     }
 
@@ -84,7 +89,19 @@ impl Launcher for FakeLauncher {
 
 /// Taps by name, with their rate.
 #[derive(Clone, Default)]
-struct FakePorts(Arc<Mutex<BTreeMap<String, u64>>>);
+struct FakePorts(Arc<Mutex<BTreeMap<String, u64>>>, Arc<Refusal>, Arc<Mutex<Sources>>);
+
+/// Addresses that each tap lets through.
+type Sources = BTreeMap<String, Vec<String>>;
+
+/// How the rate that no tap can have is refused.
+#[derive(Default)]
+struct Refusal {
+    /// How often it was asked for.
+    asked: AtomicUsize,
+    /// Not yet.
+    waits: AtomicBool,
+}
 
 impl FakePorts {
     fn state(rate: u64) -> PortState {
@@ -98,8 +115,14 @@ impl Ports for FakePorts {
         Box::pin(async { Ok(()) })
     }
 
-    fn ensure<'a>(&'a self, tap: &'a str, _: [u8; 6]) -> Pending<'a, Result<Option<OwnedFd>, Problem>> {
+    fn ensure<'a>(
+        &'a self,
+        tap: &'a str,
+        _: [u8; 6],
+        addresses: &'a [String],
+    ) -> Pending<'a, Result<Option<OwnedFd>, Problem>> {
         Box::pin(async move {
+            self.2.lock().unwrap().insert(tap.to_owned(), addresses.to_vec());
             self.0.lock().unwrap().entry(tap.to_owned()).or_default();
             Ok(Some(fs::File::open("/dev/null").unwrap().into()))
         })
@@ -108,12 +131,19 @@ impl Ports for FakePorts {
     fn remove<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<(), Problem>> {
         Box::pin(async move {
             self.0.lock().unwrap().remove(tap);
+            self.2.lock().unwrap().remove(tap);
             Ok(())
         })
     }
 
     fn limit<'a>(&'a self, tap: &'a str, rate: u64) -> Pending<'a, Result<PortState, Problem>> {
         Box::pin(async move {
+            if rate == 13_000 {
+                self.1.asked.fetch_add(1, Ordering::Relaxed);
+                while self.1.waits.load(Ordering::Relaxed) {
+                    tokio::task::yield_now().await;
+                }
+            }
             match self.0.lock().unwrap().get_mut(tap) {
                 Some(_) if rate == 13_000 => Err(Problem::internal("tc", "no luck")),
                 Some(now) => {
@@ -147,6 +177,7 @@ pub(super) struct World {
     pub(super) folder: tempfile::TempDir,
     pub(super) launcher: FakeLauncher,
     ports: FakePorts,
+    pub(super) uplinks: FakeUplinks,
 }
 
 /// One life of lathed.
@@ -182,6 +213,12 @@ impl Lathed {
         self.wait(self.machines.show(name)).unwrap()
     }
 
+    /// How many changes of a limit are in the figures.
+    pub(super) fn enforced(&self, limit: enforced::Limit) -> u64 {
+        let all = self.machines.enforced();
+        all.iter().filter(|(of, _)| *of == limit).flat_map(|(_, took)| took.within).sum()
+    }
+
     pub(super) fn settled(&self, name: &str, state: MachineState) -> MachineView {
         let entry = self.machines.core.entry(name).unwrap();
         self.wait(entry.until(|life| life.state() == state));
@@ -199,7 +236,7 @@ impl World {
     pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let launcher = FakeLauncher { folder: folder.path().join("run/vm"), ..FakeLauncher::default() };
-        Self { folder, launcher, ports: FakePorts::default() }
+        Self { folder, launcher, ports: FakePorts::default(), uplinks: FakeUplinks::default() }
     }
 
     fn config(&self) -> CoreConfig {
@@ -210,6 +247,7 @@ impl World {
             ipv6: None,
             nat: false,
             isolated: false,
+            check_sources: true,
         });
         config.allowed_disks = vec![self.folder.path().join("disks")];
         config
@@ -226,7 +264,8 @@ impl World {
             let begun = Instant::now();
             loop {
                 let (launcher, ports) = (Box::new(launcher.clone()), Box::new(ports.clone()));
-                match start::start_with(config.clone(), launcher, Some(ports), "/dev/null".into()).await {
+                let (config, uplinks) = (config.clone(), Box::new(self.uplinks.clone()));
+                match start::start_with(config, launcher, Some(ports), uplinks, "/dev/null".into()).await {
                     Err(problem)
                         if problem.detail.contains("another lathed") && begun.elapsed() < PATIENCE =>
                     {
@@ -237,6 +276,24 @@ impl World {
             }
         });
         Lathed { runtime, machines: Machines { core }, killed: Arc::default() }
+    }
+
+    /// While `doing` is done, a tap is asked for a rate that it refuses afterwards.
+    pub(super) fn before_a_rate_is_refused(&self, doing: impl FnOnce()) {
+        until(|| self.ports.1.asked.load(Ordering::Relaxed) > 0);
+        doing();
+        self.ports.1.waits.store(false, Ordering::Relaxed);
+    }
+
+    /// Addresses that each tap lets through; forgotten with the look.
+    pub(super) fn take_sources(&self) -> BTreeMap<String, Vec<String>> {
+        std::mem::take(&mut self.ports.2.lock().unwrap())
+    }
+
+    /// From now on who asks for it waits for the refusal.
+    pub(super) fn refuse_rates_later(&self) {
+        self.ports.1.asked.store(0, Ordering::Relaxed);
+        self.ports.1.waits.store(true, Ordering::Relaxed);
     }
 
     /// A machine with its own kernel, so that nothing of this host is needed.
@@ -279,7 +336,7 @@ impl World {
         assert_eq!(folders, names, "folders");
         let granted: u64 = views.iter().map(|view| view.cpu.granted).sum();
         let resources = lathed.machines.host().resources;
-        assert_eq!(resources.cpu.granted, granted, "books");
+        assert_eq!(resources.cpu.promised, granted, "books");
         assert_eq!(
             granted,
             views.iter().filter(|v| v.state == MachineState::Running).map(|v| v.cpu.desired).sum::<u64>()
@@ -474,6 +531,33 @@ fn a_panic_is_told_and_a_reset_makes_it_good() {
 }
 
 #[test]
+fn a_watchdog_that_pauses_or_ends_says_so() {
+    let world = World::new();
+    let lathed = world.lathed();
+    let watched = RunRequest { watchdog: Some(OnTrouble::Pause), ..world.request("demo") };
+    lathed.run(watched).unwrap();
+    let monitor = world.launcher.monitor("demo");
+    monitor.told(|told| (told.phase, told.expired) = (Phase::Paused, true));
+    monitor.event(&MonitorEvent::WatchdogExpired {});
+    monitor.event(&MonitorEvent::Phase(Phase::Paused));
+    let paused = lathed.settled("demo", MachineState::Paused);
+    assert_eq!(paused.reason, "the guest's watchdog expired");
+    lathed.kill();
+    let lathed = world.lathed();
+    assert_eq!(lathed.show("demo").reason, "the guest's watchdog expired");
+    // Whoever pauses it later has another reason.
+    lathed.wait(lathed.machines.resume("demo")).unwrap();
+    monitor.told(|told| told.expired = false);
+    monitor.event(&MonitorEvent::Phase(Phase::Running));
+    lathed.wait(lathed.machines.pause("demo")).unwrap();
+    until(|| lathed.show("demo").reason.is_empty());
+    monitor.end(ExitReason::Watchdog);
+    let failed = lathed.settled("demo", MachineState::Failed);
+    assert_eq!(failed.reason, "the guest's watchdog expired");
+    world.check(&lathed);
+}
+
+#[test]
 fn machines_run_on_without_lathed_and_are_found_again() {
     let world = World::new();
     let lathed = world.lathed();
@@ -622,7 +706,7 @@ fn kill_at_any_moment_loses_nothing_and_leaves_nothing_half_made() {
             lathed.wait(lathed.machines.remove(&entry.name, true, true)).unwrap();
         }
         world.check(&lathed);
-        assert_eq!(lathed.machines.core.with_books(|books| books.held("a")), Shape::default());
+        assert_eq!(lathed.machines.core.with_books(|books| *books.held("a").shape()), Shape::default());
         lathed.kill();
     }
 }

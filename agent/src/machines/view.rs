@@ -14,7 +14,7 @@ use super::shape::{Ended, Force, Operation, Outcome, memory_limit};
 use super::sight::{self, Sight, Window};
 use crate::api::wire::{
     Amounts, Delivered, DeliveredShare, DeliveredWindows, MachineView, OperationView, PlanStep, PlanView,
-    ResizeOutcome, ResizeView, SCHEMA, ShapeView, Stalls, WorstDelivered,
+    ResizeOutcome, ResizeView, SCHEMA, ShapeView, Stalls, Tier, WorstDelivered,
 };
 use crate::host::books::Books;
 use crate::problem::{Kind, Problem};
@@ -37,6 +37,8 @@ pub fn machine(entry: &Entry) -> MachineView {
             memory: resources.memory,
             net: resources.net,
             iops: resources.iops,
+            tier: record.desired.tier,
+            tier_actual: tier_actual(shared),
             vcpus: vcpus(shared),
             addresses,
             mac: known().next().map(|nic| mac_text(nic.mac)).unwrap_or_default(),
@@ -101,7 +103,10 @@ fn stalls(sight: &Sight) -> Stalls {
 pub fn worst_delivered(entries: &[Arc<Entry>]) -> Vec<WorstDelivered> {
     let mut worst: [Option<(u64, &str)>; 3] = [None; 3];
     for entry in entries {
-        let delivered = entry.with(|shared| delivered(&shared.sight));
+        let (tier, mut delivered) =
+            entry.with(|shared| (shared.record.desired.tier, delivered(&shared.sight)));
+        // Of CPU that nobody promised it, it is not short.
+        delivered.cpu = delivered.cpu.filter(|_| tier != Tier::Harvest);
         let resources = [delivered.cpu, delivered.net_to_guest, delivered.net_from_guest];
         for (worst, windows) in worst.iter_mut().zip(resources) {
             if let Some(permille) = windows.and_then(|windows| windows.sec_10.permille)
@@ -124,7 +129,11 @@ fn reason(shared: &Shared) -> String {
         (Some(problem), Life::Waiting { .. }) if reason.is_empty() => problem.message.clone(),
         (_, Life::Panicked { message }) => life::panic_reason(message),
         // Whoever has it paused then wants to know why it is.
-        (_, Life::Paused) => shared.panic.as_deref().map(life::panic_reason).unwrap_or_default(),
+        (_, Life::Paused) => match &shared.panic {
+            Some(message) => life::panic_reason(message),
+            None if shared.expired => life::WATCHDOG_REASON.to_owned(),
+            None => String::new(),
+        },
         _ => reason.to_owned(),
     }
 }
@@ -216,8 +225,25 @@ pub fn resize(
             memory: resources.memory,
             net: resources.net,
             iops: resources.iops,
+            tier: record.desired.tier,
+            tier_actual: tier_actual(shared),
         }
     })
+}
+
+/// The tier that is in force.
+fn tier_actual(shared: &Shared) -> Option<Tier> {
+    shared.launched.as_ref()?;
+    shared.force.as_ref()?.standing?.tier_in_force()
+}
+
+/// What its tier promises it.
+fn plan_tier(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Guaranteed => "its grant always: first among machines, and its memory is kept",
+        Tier::Standard => "shares with its like what guaranteed machines leave",
+        Tier::Harvest => "CPU that no other machine wants, up to its grant",
+    }
 }
 
 /// The operation under way, as the answer to who asked for it.
@@ -258,6 +284,7 @@ fn shape_view(shape: &Desired) -> ShapeView {
         memory_bytes: shape.memory_bytes,
         net_bit_per_sec: shape.net_bit_per_sec,
         iops: shape.iops,
+        tier: shape.tier,
     }
 }
 
@@ -332,6 +359,10 @@ pub fn plan_run(core: &Core, record: &Record) -> Result<PlanView, Problem> {
     if shape.iops != 0 {
         steps.push(step("iops", 0, shape.iops, "all its disks together, in its monitor".to_owned()));
     }
+    if shape.tier != Tier::Standard {
+        let (standard, tier) = (Tier::Standard.rank(), shape.tier.rank());
+        steps.push(step("tier", standard, tier, plan_tier(shape.tier).to_owned()));
+    }
     let disk = record.held().disk.0;
     if disk > 0 {
         steps.push(step("disk", 0, disk, "private disks, sparse".to_owned()));
@@ -365,6 +396,13 @@ pub fn plan_resize(core: &Core, entry: &Entry, target: Desired) -> Result<PlanVi
         let at_once = force.as_ref().is_some_and(|force| force.iops.is_some());
         let how = if at_once { "all its disks together, at once" } else { "at its next start" };
         steps.push(step("iops", old.iops, target.iops, how.to_owned()));
+    }
+    if old.tier != target.tier {
+        let inside = |force: &Force| force.standing.is_some_and(|standing| !standing.among_others);
+        let at_once = force.as_ref().is_some_and(|force| !inside(force));
+        let when = if at_once { "at once" } else { "at its next start" };
+        let how = format!("{}, {when}", plan_tier(target.tier));
+        steps.push(step("tier", old.tier.rank(), target.tier.rank(), how));
     }
     let mut after = record.clone();
     after.desired = target;
@@ -444,7 +482,7 @@ fn plan_memory(force: &Force, bytes: u64) -> String {
 /// `…-over-capacity`.
 pub fn plan(core: &Core, after: &Record, revision: u64, steps: Vec<PlanStep>) -> Result<PlanView, Problem> {
     let mut books: Books = core.with_books(|books| books.clone());
-    books.set(&after.name, after.held())?;
+    books.set(&after.name, after.booking())?;
     let host_after = books.view(Shape::default());
     Ok(PlanView { schema: SCHEMA, name: after.name.clone(), revision, steps, host_after })
 }

@@ -4,7 +4,9 @@
 
 pub mod allot;
 pub mod ports;
+pub mod uplinks;
 
+use std::future::Future;
 use std::os::fd::OwnedFd;
 
 use lathe_netshape::Prefix;
@@ -25,6 +27,8 @@ pub struct NetworkConfig {
     pub nat: bool,
     /// Machines cannot talk to each other, only to the host and beyond.
     pub isolated: bool,
+    /// Machines send from their own addresses only.
+    pub check_sources: bool,
 }
 
 /// A machine's port as it is now.
@@ -65,12 +69,25 @@ pub struct PortQueues {
     pub from_guest: Option<PortQueue>,
 }
 
+/// Boxes a future and says what failed.
+fn boxed<'a, T: 'a>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'a,
+) -> Pending<'a, Result<T, Problem>> {
+    Box::pin(work)
+}
+
 /// Ports of machines on the bridge.
 pub trait Ports: Send + Sync {
     /// Makes the bridge and its NAT as configured.
     fn prepare(&self) -> Pending<'_, Result<(), Problem>>;
-    /// Makes the port; its queue, unless a running monitor holds it.
-    fn ensure<'a>(&'a self, tap: &'a str, mac: [u8; 6]) -> Pending<'a, Result<Option<OwnedFd>, Problem>>;
+    /// Makes the port, or finds it, for a machine that has this MAC and these addresses (`10.77.0.5/16`); its queue, unless a running
+    /// monitor holds it.
+    fn ensure<'a>(
+        &'a self,
+        tap: &'a str,
+        mac: [u8; 6],
+        addresses: &'a [String],
+    ) -> Pending<'a, Result<Option<OwnedFd>, Problem>>;
     /// Removes the port with all that belongs to it.
     fn remove<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<(), Problem>>;
     /// Sets both directions to `bit_per_sec`, 0 is unlimited; says what is in force then.

@@ -1,14 +1,13 @@
 //! [`Ports`] over `lathe-netshape`.
 
-use std::future::Future;
 use std::os::fd::OwnedFd;
 
 use lathe_netshape::{
-    BitRate, Bridge, Direction, IfName, LinkKind, Mac, Nat, Netlink, Network, Patch, PortFd, PortSpec,
-    RatePatch, Shaping, ShapingState,
+    AntiSpoof, BitRate, Bridge, Direction, IfName, LinkKind, Mac, Nat, Netlink, Network, Patch, PortFd,
+    PortSpec, Prefix, RatePatch, Shaping, ShapingState,
 };
 
-use super::{NetworkConfig, PortBytes, PortQueue, PortQueues, PortState, Ports};
+use super::{NetworkConfig, PortBytes, PortQueue, PortQueues, PortState, Ports, boxed};
 use crate::launcher::Pending;
 use crate::problem::Problem;
 
@@ -40,6 +39,20 @@ impl KernelPorts {
         Ok(Self { netlink, bridge, config })
     }
 
+    /// Nobody else's addresses come from this tap, if it is configured so.
+    async fn check_sources(&self, tap: &IfName, mac: Mac, addresses: &[String]) -> Result<(), Problem> {
+        let done = if self.config.check_sources {
+            let own = addresses.iter().map(|address| own_address(address)).collect::<Result<Vec<_>, _>>()?;
+            AntiSpoof::ensure(&self.netlink, tap, mac, &own).await
+        } else {
+            AntiSpoof::remove(&self.netlink, tap).await
+        };
+        done.map(drop).map_err(|cause| {
+            let fix = "sudo modprobe cls_bpf; or set [network] check_sources = false";
+            Problem::internal(format!("cannot check what {tap} sends"), cause).fix(fix)
+        })
+    }
+
     async fn make_bridge(&self) -> Result<(), Problem> {
         let prefixes: Vec<_> = [Some(self.config.ipv4), self.config.ipv6].into_iter().flatten().collect();
         let made = Bridge::ensure(&self.netlink, &self.bridge, &prefixes, None).await;
@@ -54,6 +67,12 @@ impl KernelPorts {
     }
 }
 
+/// The machine's own of its network: `10.77.0.5/16` is one address, and the link it is on.
+fn own_address(address: &str) -> Result<Prefix, Problem> {
+    let prefix: Prefix = address.parse().map_err(failed(format!("address {address}")))?;
+    Ok(Prefix { len: if prefix.addr.is_ipv4() { 32 } else { 128 }, ..prefix })
+}
+
 fn port_state(state: &ShapingState) -> PortState {
     PortState {
         to_guest: state.to_guest.rate.map(|rate| rate.0),
@@ -61,19 +80,17 @@ fn port_state(state: &ShapingState) -> PortState {
     }
 }
 
-/// Boxes a future and says what failed.
-fn boxed<'a, T: 'a>(
-    work: impl Future<Output = Result<T, Problem>> + Send + 'a,
-) -> Pending<'a, Result<T, Problem>> {
-    Box::pin(work)
-}
-
 impl Ports for KernelPorts {
     fn prepare(&self) -> Pending<'_, Result<(), Problem>> {
         boxed(self.make_bridge())
     }
 
-    fn ensure<'a>(&'a self, tap: &'a str, mac: [u8; 6]) -> Pending<'a, Result<Option<OwnedFd>, Problem>> {
+    fn ensure<'a>(
+        &'a self,
+        tap: &'a str,
+        mac: [u8; 6],
+        addresses: &'a [String],
+    ) -> Pending<'a, Result<Option<OwnedFd>, Problem>> {
         boxed(async move {
             let name = link(tap)?;
             let spec = PortSpec {
@@ -85,7 +102,10 @@ impl Ports for KernelPorts {
                 isolated: self.config.isolated,
             };
             let port = Network::ensure(&self.netlink, &spec).await;
-            match port.map_err(failed(format!("cannot make tap {tap}")))?.fd {
+            let port = port.map_err(failed(format!("cannot make tap {tap}")))?;
+            // Before anybody can send.
+            self.check_sources(&name, Mac(mac), addresses).await?;
+            match port.fd {
                 PortFd::Open(queue) => Ok(Some(queue)),
                 PortFd::HeldElsewhere => Ok(None),
             }

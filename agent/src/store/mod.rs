@@ -1,4 +1,4 @@
-//! The store: one SQLite file, `lathe.db`, with one row per machine.
+//! The store: one SQLite file, `lathe.db`, with one row per machine, and one for the uplink while it is shared.
 //!
 //! Everything that lathed promises is in here before it is acknowledged: WAL with `synchronous=FULL`, one writer thread that owns the
 //! connection, one transaction per change. A machine's row carries its state, and a state in between is the intent to finish or undo
@@ -14,10 +14,11 @@ use rusqlite::{Connection, OpenFlags, Transaction, params};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::machines::record::Record;
+use crate::machines::uplink::{Phase, Stored};
 use crate::problem::Problem;
 
 /// The schema that this build writes.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// Changes waiting for the writer thread before callers wait.
 const QUEUE: usize = 64;
 /// How each schema version comes from the one before, from version 0 (an empty file) on.
@@ -33,6 +34,14 @@ const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
         key   TEXT PRIMARY KEY NOT NULL,
         value TEXT NOT NULL
      ) STRICT, WITHOUT ROWID;",
+    // One row at most. `before` is what was at the device's root: who forgets it cannot put it back, hence the new version.
+    "CREATE TABLE uplink (
+        one                  INTEGER PRIMARY KEY NOT NULL CHECK (one = 1),
+        device               TEXT NOT NULL,
+        capacity_bit_per_sec INTEGER NOT NULL,
+        before               TEXT NOT NULL,
+        phase                TEXT NOT NULL
+     ) STRICT;",
 ];
 
 /// A change to make durable.
@@ -46,6 +55,8 @@ pub enum Change {
     Delete(String),
     /// Sets a fact about the host, such as `boot_id`.
     Fact(&'static str, String),
+    /// Sets what is known of the shared uplink; `None` forgets it.
+    Uplink(Option<Box<Stored>>),
 }
 
 struct Job {
@@ -60,6 +71,8 @@ pub struct Contents {
     pub machines: Vec<Record>,
     /// Id of the host's boot when lathed last ran.
     pub boot_id: Option<String>,
+    /// The uplink that is shared, or was about to be.
+    pub uplink: Option<Stored>,
 }
 
 /// Handle of the writer thread; the thread ends with the last handle.
@@ -186,7 +199,31 @@ fn read(connection: &Connection) -> Result<Contents, Problem> {
         Err(rusqlite::Error::QueryReturnedNoRows) => None,
         Err(cause) => return Err(failed(what)(cause)),
     };
+    contents.uplink = read_uplink(connection)?;
     Ok(contents)
+}
+
+fn read_uplink(connection: &Connection) -> Result<Option<Stored>, Problem> {
+    let sql = "SELECT device, capacity_bit_per_sec, before, phase FROM uplink";
+    let row = connection.query_row(sql, [], |row| {
+        Ok((
+            row.get::<_, String>(0)?,
+            row.get::<_, i64>(1)?,
+            row.get::<_, String>(2)?,
+            row.get::<_, String>(3)?,
+        ))
+    });
+    let (device, capacity, before, phase) = match row {
+        Ok(row) => row,
+        Err(rusqlite::Error::QueryReturnedNoRows) => return Ok(None),
+        Err(cause) => return Err(failed("cannot read the uplink")(cause)),
+    };
+    let damaged = |cause: String| Problem::internal("the store: the row of the uplink", cause);
+    let before = before.parse().map_err(|cause: lathe_netshape::Error| damaged(cause.to_string()))?;
+    let capacity_bit_per_sec =
+        u64::try_from(capacity).map_err(|_| damaged(format!("capacity {capacity}")))?;
+    let phase = Phase::of_word(&phase).ok_or_else(|| damaged(format!("phase {phase:?}")))?;
+    Ok(Some(Stored { device, capacity_bit_per_sec, before, phase }))
 }
 
 fn write_all(mut connection: Connection, mut queue: mpsc::Receiver<Job>) {
@@ -223,6 +260,14 @@ fn write(transaction: &Transaction<'_>, change: &Change) -> Result<(), Problem> 
         Change::Fact(key, value) => {
             let sql = "INSERT INTO fact VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
             transaction.execute(sql, params![key, value])
+        }
+        Change::Uplink(None) => transaction.execute("DELETE FROM uplink", []),
+        Change::Uplink(Some(stored)) => {
+            let sql = "INSERT INTO uplink VALUES (1, ?1, ?2, ?3, ?4) ON CONFLICT (one) DO UPDATE SET \
+                       device = ?1, capacity_bit_per_sec = ?2, before = ?3, phase = ?4";
+            let Stored { device, capacity_bit_per_sec, before, phase } = stored.as_ref();
+            let capacity = i64::try_from(*capacity_bit_per_sec).unwrap_or(i64::MAX);
+            transaction.execute(sql, params![device, capacity, before.to_string(), phase.word()])
         }
     };
     let changed = changed.map_err(failed("cannot write"))?;
@@ -288,6 +333,45 @@ mod tests {
         drop(transaction);
         drop(crashed);
         assert_eq!(reopen(folder.path()).machines, [machine]);
+    }
+
+    #[tokio::test]
+    async fn a_store_of_the_schema_before_is_copied_and_gets_an_uplink() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lathe.db");
+        let machine = record("demo");
+        {
+            let mut earlier = connect(&path).unwrap();
+            let transaction = earlier.transaction().unwrap();
+            transaction.execute_batch(MIGRATIONS[0]).unwrap();
+            transaction.pragma_update(None, "user_version", 1).unwrap();
+            write(&transaction, &Change::Insert(Box::new(machine.clone()))).unwrap();
+            transaction.commit().unwrap();
+        }
+        let (store, contents) = Store::open(folder.path()).unwrap();
+        assert_eq!((contents.machines, contents.uplink), (vec![machine.clone()], None));
+        let copy = Connection::open(folder.path().join("lathe.db.schema-1")).unwrap();
+        let count: i64 = copy.query_row("SELECT count(*) FROM machine", [], |row| row.get(0)).unwrap();
+        assert_eq!(count, 1, "the copy of what was before");
+        let mut stored = Stored {
+            device: "eth0".to_owned(),
+            capacity_bit_per_sec: 1_000_000_000,
+            before: "fq_codel 8001: target 4999 flows 512".parse().unwrap(),
+            phase: Phase::Enabling,
+        };
+        store.apply(Change::Uplink(Some(Box::new(stored.clone())))).await.unwrap();
+        stored.phase = Phase::Enabled;
+        store.apply(Change::Uplink(Some(Box::new(stored.clone())))).await.unwrap();
+        drop(store);
+        assert_eq!(reopen(folder.path()).uplink, Some(stored));
+        let (store, _) = loop {
+            if let Ok(opened) = Store::open(folder.path()) {
+                break opened;
+            }
+        };
+        store.apply(Change::Uplink(None)).await.unwrap();
+        drop(store);
+        assert_eq!(reopen(folder.path()).uplink, None);
     }
 
     #[tokio::test]

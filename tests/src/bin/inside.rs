@@ -1,6 +1,7 @@
 //! `inside kexec KERNEL INITRD CMDLINE` and `inside reserve THREADS SECONDS`: what scenarios do as root inside guests, and busybox cannot.
 //!
-//! `kexec` loads another kernel and starts it at once, past firmware and init: kexec_file_load(2), `LINUX_REBOOT_CMD_KEXEC` of reboot(2).
+//! `kexec` loads another kernel and starts it at once, past firmware and init: kexec_file_load(2), `LINUX_REBOOT_CMD_KEXEC` of reboot(2). It
+//! says so on its output in between, which has gone out by then if it is a terminal.
 //! `reserve` holds 85 % of a CPU per thread by `SCHED_DEADLINE` (sched(7)) without using it; the kernel then refuses to take a CPU offline
 //! whose share the rest could not carry (Documentation/scheduler/sched-deadline.rst, section 5).
 
@@ -50,6 +51,9 @@ fn kexec(kernel: &str, initrd: &str, cmdline: &str) -> io::Result<()> {
             0_u64,
         )
     })?;
+    println!("inside: kexec");
+    // What is no terminal has nothing to wait for.
+    let _ = nix::sys::termios::tcdrain(io::stdout());
     // SAFETY: reads and writes no memory of this process; what becomes of the machine is what was asked for.
     check(libc::c_long::from(unsafe { libc::reboot(LINUX_REBOOT_CMD_KEXEC) }))
 }

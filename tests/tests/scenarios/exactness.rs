@@ -39,7 +39,7 @@ fn within(hosts: &Hosts, what: &str, asked: f64, percent: f64, mut measure: impl
 }
 
 /// The value of a word `key=value` in a text.
-fn value(text: &str, key: &str) -> f64 {
+pub fn value(text: &str, key: &str) -> f64 {
     let words = text.split_whitespace().filter_map(|word| word.split_once('='));
     let found = words.filter(|(name, _)| *name == key).find_map(|(_, value)| value.parse().ok());
     found.unwrap_or_else(|| panic!("no {key}= in: {text}"))

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use lathe_tests::scenario::{Group, Host, Hosts};
+use lathe_tests::scenario::{Group, Host, Hosts, Running};
 
 use super::elastic::{MIB, total_kib, wait_status};
 use super::monitor::{KERNELS, Machine, prepared, push_beside};
@@ -215,18 +215,27 @@ fn the_shape_stays_over_a_kexec(hosts: &Hosts) {
     machine.ask(r#"{"set_plugged":{"bytes":134217728}}"#).expect_ok();
     wait_status(&machine, "plugged_bytes", 128 * MIB);
     let grown = total_kib(&machine);
+    machine.ask(r#"{"set_balloon":{"bytes":67108864}}"#).expect_ok();
+    wait_status(&machine, "balloon_bytes", 64 * MIB);
     let boot = machine.exec("cat /proc/sys/kernel/random/boot_id").expect_ok().stdout();
     machine.shell(UNPACK).expect_ok();
     machine
         .shell("cat /dev/vdb >/tmp/kernel && cat /dev/vdc >/tmp/initrd && cat /proc/cmdline >/tmp/cmdline")
         .expect_ok();
+    let watched = watch_balloon(&machine);
     // Nobody is left to answer when it works.
     machine
         .shell("/tmp/inside kexec /tmp/kernel /tmp/initrd \"$(cat /tmp/cmdline)\" >/dev/ttyS0 2>&1 &")
         .expect_ok();
     machine.wait_ready(2);
     assert!(machine.exec("cat /proc/sys/kernel/random/boot_id").expect_ok().stdout() != boot);
+    watched.finish_within(LIMIT).expect_ok();
+    let (without, looks) = without_driver(&machine);
+    hosts.note(&format!("between the kernels: no balloon driver at {without} of {looks} looks"));
+    // A device that went on for the old kernel would have a driver at nearly all of them: the next one resets it and begins in one breath.
+    assert!(looks >= 4 && 4 * without >= looks, "no balloon driver at {without} of {looks} looks");
     wait_status(&machine, "plugged_bytes", 128 * MIB);
+    wait_status(&machine, "balloon_bytes", 64 * MIB);
     machine
         .shell("for cpu in 1 2; do grep -q 1 /sys/devices/system/cpu/cpu$cpu/online || echo 1 >/sys/devices/system/cpu/cpu$cpu/online; done")
         .expect_ok();
@@ -235,7 +244,40 @@ fn the_shape_stays_over_a_kexec(hosts: &Hosts) {
     assert!(now.abs_diff(grown) < 8 << 10, "the guest had {grown} KiB and has {now}");
     set(&machine, 1);
     wait_for(&machine, "0", 1);
+    machine.ask(r#"{"set_balloon":{"bytes":0}}"#).expect_ok();
+    wait_status(&machine, "balloon_bytes", 0);
     machine.ask(r#"{"set_plugged":{"bytes":0}}"#).expect_ok();
     wait_status(&machine, "plugged_bytes", 0);
     machine.powers_off();
+}
+
+/// Asks the monitor for its status again and again until the guest is ready for the second time, and keeps what it says.
+fn watch_balloon<'a>(machine: &Machine<'a>) -> Running<'a> {
+    let folder = &machine.folder;
+    machine.host.start(&format!(
+        "cd {folder} && end=$(($(date +%s) + {})) && until [ $(grep -c 'lathe-guest: ready' console) -ge 2 ]; do
+             [ $(date +%s) -lt $end ] || exit 1
+             begun=$(grep -c 'inside: kexec' console)
+             /root/kit/lathe-vmm ask control '{{\"status\":{{}}}}' | sed \"s/^/$begun /\"
+             sleep 0.1
+         done >looks",
+        2 * LIMIT.as_secs()
+    ))
+}
+
+/// Of how many looks since the kexec how many found no driver, which then has nothing in its balloon, and how many there were.
+fn without_driver(machine: &Machine<'_>) -> (usize, usize) {
+    let text = machine.host.run(&format!("cat {}/looks", machine.folder)).expect_ok().stdout();
+    let (mut without, mut looks) = (0, 0);
+    for look in text.lines().filter_map(|line| line.strip_prefix("1 ")) {
+        looks += 1;
+        if look.contains("\"balloon_driver\":false") {
+            without += 1;
+            assert!(
+                look.contains("\"balloon_bytes\":0,"),
+                "a balloon without driver holds something: {look}"
+            );
+        }
+    }
+    (without, looks)
 }

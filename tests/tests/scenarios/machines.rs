@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use lathe_tests::scenario::{Group, Host, Hosts};
+use nix::sys::signal::Signal;
 
 use crate::node::{View, answers, away, boot_id, copy_initrd, exec, make, make_small, settled, show};
 
@@ -21,7 +22,7 @@ pub const GROUP: Group = Group {
         ("a_paused_machine_stands_still_and_goes_on", a_paused_machine_stands_still_and_goes_on),
         ("stop_start_and_remove", stop_start_and_remove),
         ("a_panic_is_told_and_the_machine_boots_again", a_panic_is_told_and_the_machine_boots_again),
-        ("a_panic_pauses_or_ends_as_configured", a_panic_pauses_or_ends),
+        ("a_panic_or_a_watchdog_pauses_or_ends_as_configured", trouble_pauses_or_ends),
         ("a_guest_that_stands_still_is_booted_again_by_its_watchdog", a_watchdog_boots_a_guest_again),
         ("restart_policies_are_kept", restart_policies_are_kept),
         ("own_kernel_initrd_and_disk_are_uploaded", own_kernel_initrd_and_disk_are_uploaded),
@@ -216,34 +217,79 @@ fn a_panic_is_told_and_the_machine_boots_again(hosts: &Hosts) {
     away(&host, &["falls"]);
 }
 
-fn a_panic_pauses_or_ends(hosts: &Hosts) {
+/// What `--on-panic` and `--watchdog` may say, and what becomes of such a machine, which is called so as well.
+const TROUBLE: [(&str, &str); 2] = [("pause", "paused"), ("end", "failed")];
+
+fn trouble_pauses_or_ends(hosts: &Hosts) {
     let host = hosts.host(1);
-    for action in ["pause", "end"] {
-        make(&host, action, &format!("--cpu 0.7 --memory 128M --net none --on-panic {action}"));
-        host.run(&format!("lathe show {action}")).expect_ok().expect_out(&format!("on panic {action}"));
+    for (action, _) in TROUBLE {
+        let options = format!("--cpu 0.7 --memory 128M --net none --on-panic {action} --watchdog {action}");
+        make(&host, action, &options);
         host.wait_until(
             "the guest can tell",
             Duration::from_secs(30),
             &format!("lathe exec {action} -- grep -q pvpanic_mmio /proc/modules"),
         );
     }
-    for (action, state) in [("pause", "paused"), ("end", "failed")] {
+    let events = host.start("timeout 300 lathe events >/tmp/events");
+    for (action, _) in TROUBLE {
         host.run(&format!("timeout 5 lathe exec {action} -- sh -c 'sleep 1; echo c >/proc/sysrq-trigger'"));
-        host.wait_until(
-            "it is as configured",
-            Duration::from_secs(60),
-            &format!("lathe show {action} --json >/tmp/shown && jq -e '.state == \"{state}\"' /tmp/shown"),
-        );
-        let shown = show(&host, action);
-        let told = shown["reason"].as_str().is_some_and(|reason| reason.contains("sysrq triggered crash"));
-        assert!(told && shown["restarts"] == 0, "{shown}");
     }
+    expect_trouble(&host, "the guest's kernel panicked: sysrq triggered crash", [0, 0]);
     // Whoever has seen enough lets it boot again, as it would have.
     host.run("lathe resume pause").expect_ok();
-    answers(&host, "pause");
-    assert!(show(&host, "pause")["restarts"] == 1, "{}", show(&host, "pause"));
+    host.run("lathe start end").expect_ok();
+    for (action, _) in TROUBLE {
+        answers(&host, action);
+    }
     settled(&host).expect_agreement();
+    stop_feeding_watchdogs(&host);
+    // One of them has booted anew by itself since, which counts for it.
+    let expired = "the guest's watchdog expired";
+    expect_trouble(&host, expired, [1, 0]);
+    events.signal(Signal::SIGTERM);
+    events.finish();
+    // It is known also to a lathed that was not there.
+    host.run("systemctl restart lathed").expect_ok();
+    expect_trouble(&host, expired, [1, 0]);
+    // The reason to stand still is over with it.
+    host.run("lathe resume pause").expect_ok().expect_out("running");
+    let shown = show(&host, "pause");
+    assert!(shown["state"] == "running" && shown["reason"] == "", "{shown}");
     away(&host, &["pause", "end"]);
+}
+
+/// Their kernels live; PID 1, which feeds the watchdog and is the guest agent, stands still.
+fn stop_feeding_watchdogs(host: &Host<'_>) {
+    let freeze =
+        "cd /sys/fs/cgroup && mkdir still && echo 1 >still/cgroup.procs && echo 1 >still/cgroup.freeze";
+    for (action, _) in TROUBLE {
+        host.wait_until(
+            "the guest feeds its watchdog",
+            Duration::from_secs(30),
+            &format!("lathe exec {action} -- grep -q '^i6300esb [0-9]* 1 ' /proc/modules"),
+        );
+        // Nobody is left to say how it ended.
+        host.run(&format!("timeout 5 lathe exec {action} -- sh -c '{freeze}'")).expect_failure();
+    }
+}
+
+/// Waits until each machine is as configured and says why, in these words.
+fn expect_trouble(host: &Host<'_>, words: &str, restarts: [u64; 2]) {
+    for ((action, state), restarts) in TROUBLE.into_iter().zip(restarts) {
+        host.wait_until(
+            "it is as configured",
+            Duration::from_secs(90),
+            &format!("lathe show {action} --json >/tmp/shown && jq -e '.state == \"{state}\"' /tmp/shown"),
+        );
+        let shown = show(host, action);
+        assert!(shown["reason"] == words && shown["restarts"] == restarts, "{shown}");
+        host.run(&format!("lathe show {action}"))
+            .expect_ok()
+            .expect_out(&format!("{action}   {state}   {words}"))
+            .expect_out(&format!("on panic {action}   watchdog {action}"));
+        host.run(&format!("grep \"{action}: {words}\" /tmp/events")).expect_ok();
+    }
 }
 
 fn stop_start_and_remove(hosts: &Hosts) {

@@ -1,11 +1,14 @@
 //! All scenarios and benchmarks. `tests/run scenario NAME…` and `tests/run bench NAME…` choose among them.
 
 mod bench;
+mod books;
 mod cluster;
 mod devices;
 mod disks;
 mod elastic;
+mod enforced;
 mod exactness;
+mod harvest;
 mod hostile;
 mod hotplug;
 mod jail;
@@ -20,6 +23,8 @@ mod sight;
 mod steps;
 mod survival;
 mod testbed;
+mod tiers;
+mod uplink;
 
 use std::process::ExitCode;
 
@@ -39,16 +44,21 @@ const GROUPS: &[Group] = &[
     machines::GROUP,
     survival::GROUP,
     shape::GROUP,
+    tiers::GROUP,
     jail::GROUP,
     mistakes::GROUP,
     disks::GROUP,
     nics::GROUP,
+    uplink::GROUP,
     sight::GROUP,
     monitor::DEBIAN,
     exactness::GROUP,
     steps::GROUP,
     sight::NET,
     promises::GROUP,
+    harvest::GROUP,
+    enforced::GROUP,
+    books::GROUP,
     bench::MONITOR,
 ];
 

@@ -15,6 +15,7 @@ pub const GROUP: Group = Group {
     bench: false,
     scenarios: &[
         ("a_nic_comes_changes_and_goes_while_the_guest_runs", a_nic_comes_changes_and_goes),
+        ("a_guest_speaks_with_its_own_addresses_only", a_guest_speaks_with_its_own_addresses_only),
         ("a_machine_without_network_gets_a_nic", a_machine_without_network_gets_a_nic),
         ("nics_outlive_lathed_and_the_guests_power", nics_outlive_lathed_and_power),
         ("what_cannot_be_is_refused_and_changes_nothing", what_cannot_be_is_refused),
@@ -154,6 +155,44 @@ fn a_nic_comes_changes_and_goes(hosts: &Hosts) {
     assert!(names(&host, "demo") == ["net0"]);
     assert!(boot_id(&host, "demo") == boot, "the guest has booted anew");
     settled(&host).expect_agreement();
+}
+
+fn a_guest_speaks_with_its_own_addresses_only(hosts: &Hosts) {
+    let host = demo(hosts);
+    answers(&host, "demo");
+    let shown = host.run("ip -4 -o address show lathe0 | awk '{print $4; exit}'").expect_ok().stdout();
+    let (gateway, bits) = shown.split_once('/').unwrap_or_else(|| panic!("no address of lathe0: {shown}"));
+    // The last but one of the prefix: nobody has it.
+    let forged = gateway.rsplit_once('.').map(|(network, _)| format!("{network}.254")).unwrap_or_default();
+    let refused = || {
+        let line =
+            "tc -s -j qdisc show dev lt-demo clsact | jq '[.[] | select(.kind == \"clsact\")][0].drops'";
+        host.run(line).expect_ok().stdout().parse::<u64>().unwrap_or_else(|_| panic!("tc shows no drops"))
+    };
+    let ping = |options: &str| exec(&host, "demo", &format!("busybox ping -c 2 -W 10 {options} {gateway}"));
+    ping("").expect_ok();
+    let before = refused();
+    exec(&host, "demo", &format!("busybox ip address add {forged}/{bits} dev eth0")).expect_ok();
+    ping(&format!("-I {forged}")).expect_status(1);
+    let after = refused();
+    hosts.note(&format!("{} frames with a forged address were refused", after - before));
+    assert!(after > before, "{before} and {after} refused");
+    exec(&host, "demo", &format!("busybox ip address del {forged}/{bits} dev eth0")).expect_ok();
+    // What a second nic has is the machine's own on the first as well, as long as it has it.
+    let nic = host.run("lathe nic add demo --json").expect_ok().json();
+    let address = address(&nic);
+    let ping_from_second = || {
+        exec(&host, "demo", &format!("busybox ip address add {address}/{bits} dev eth0")).expect_ok();
+        let status = ping(&format!("-I {address}")).status;
+        exec(&host, "demo", &format!("busybox ip address del {address}/{bits} dev eth0")).expect_ok();
+        status
+    };
+    let counted = refused();
+    ping_from_second();
+    assert!(refused() == counted, "an address of its own was refused");
+    host.run("lathe nic remove demo net1").expect_ok();
+    assert!(ping_from_second() == 1 && refused() > counted, "the address of a nic that has gone");
+    ping("").expect_ok();
 }
 
 fn a_machine_without_network_gets_a_nic(hosts: &Hosts) {

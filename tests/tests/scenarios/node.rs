@@ -141,7 +141,7 @@ impl View {
             let sum: u64 =
                 self.machines.iter().filter_map(|machine| machine[resource]["granted"].as_u64()).sum();
             assert!(
-                self.host[resource]["granted"] == sum,
+                self.host[resource]["promised"] == sum,
                 "{resource}: the machines hold {sum}\n{}",
                 self.story()
             );

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use lathe_tests::scenario::{Group, Host, Hosts};
 
-use crate::node::{answers, away, boot_id, exec, make, settled, show};
+use crate::monitor::push_beside;
+use crate::node::{View, answers, away, boot_id, exec, make, settled, show};
 
 /// On one host.
 pub const GROUP: Group = Group {
@@ -16,6 +17,7 @@ pub const GROUP: Group = Group {
         ("cpus_and_memory_grow_and_shrink", cpus_and_memory_grow_and_shrink),
         ("an_operation_ends_by_its_deadline_and_goes_on", an_operation_ends_by_its_deadline_and_goes_on),
         ("a_change_for_a_time_ends_also_without_its_agent", a_change_for_a_time_ends_also_without_its_agent),
+        ("memory_that_is_given_back_in_words_only_stays_in_the_books", memory_given_back_in_words_only),
     ],
 };
 
@@ -130,6 +132,70 @@ fn a_change_for_a_time_ends_also_without_its_agent(hosts: &Hosts) {
         "the old shape is back",
         IN_FORCE,
         "lathe show shape --json >/tmp/shown && jq -e '.cpu.actual == 1000 and .cpu.desired == 1000 and .memory.desired == 268435456 and .memory.actual == .memory.desired' /tmp/shown || { cat /tmp/shown; false; }",
+    );
+    settled(&host).expect_agreement();
+    away(&host, &["shape"]);
+}
+
+/// Writes 220 MiB of the guest's memory and says what they hold.
+const FILL: &str = "mount -t tmpfs -o size=300m none /mnt && dd if=/dev/urandom of=/mnt/some bs=1M count=20 2>/dev/null && \
+                    for n in 1 2 3 4 5 6 7 8 9 10 11; do cat /mnt/some; done >/mnt/full && busybox md5sum </mnt/full";
+/// What the kernel has of the machine: charged, and the limit; bytes.
+const CHARGE: &str = "cd /sys/fs/cgroup/lathe.slice/lathe-vm@shape.service/machine && echo $(cat memory.current) $(cat memory.max)";
+/// What a monitor may have besides the guest's memory.
+const OVERHEAD: u64 = 64 * MIB;
+
+fn memory_given_back_in_words_only(hosts: &Hosts) {
+    let host = hosts.host(1);
+    host.run("lathe rm shape --force --purge 2>/dev/null");
+    // Without iomem=relaxed its kernel would keep it from the registers of its drivers.
+    make(
+        &host,
+        "shape",
+        "--cpu 1 --memory 384M --net none --cmdline 'console=ttyS0 quiet panic=0 iomem=relaxed'",
+    );
+    push_beside(&host, "hostile");
+    host.run("lathe exec shape -- sh -c 'cat >/tmp/hostile && chmod 755 /tmp/hostile' </root/kit/hostile")
+        .expect_ok();
+    let sum = exec(&host, "shape", &format!("sh -c '{FILL}'")).expect_ok().stdout();
+    exec(&host, "shape", "sh -c '/tmp/hostile balloon 600 >/tmp/said 2>&1 & echo $! >/tmp/pid'").expect_ok();
+    host.wait_until(
+        "its balloon lies",
+        IN_FORCE,
+        "lathe exec shape -- sh -c 'grep lies /tmp/said || { cat /tmp/said; false; }'",
+    );
+    let partial = host.run("lathe resize shape --memory 192M --deadline 10s --json").expect_status(10).json();
+    let said = exec(&host, "shape", "cat /tmp/said").expect_ok().stdout();
+    assert!(said.contains(&format!("holds {} pages", 192 * MIB / 4096)), "{said}");
+    assert!(partial["outcome"] == "partial", "{partial}");
+    let reason = partial["reason"].as_str().unwrap_or_default();
+    assert!(reason.contains("more than its guest says it has given back"), "{reason}");
+    hosts.note(&format!("partial: {reason}"));
+    // The guest has all of what it had, and it is charged, limited and in the books.
+    exec(&host, "shape", "sh -c 'busybox md5sum </mnt/full'").expect_ok().expect_stdout(&sum);
+    let view = View::of(&host);
+    let granted = view.host["memory"]["granted"].as_u64().unwrap_or_default();
+    assert!(
+        view.machine("shape").is_some_and(|shape| shape["memory"]["granted"] == granted),
+        "{}",
+        view.host
+    );
+    let charge = host.run(CHARGE).expect_ok().stdout();
+    let amounts: Vec<u64> = charge.split(' ').filter_map(|word| word.parse().ok()).collect();
+    let [charged, limit] = amounts[..] else { panic!("charge and limit: {charge}") };
+    hosts.note(&format!(
+        "192 MiB by its word: {} MiB charged, {} MiB the limit, {} MiB granted",
+        charged / MIB,
+        limit / MIB,
+        granted / MIB
+    ));
+    assert!(charged <= limit && limit <= granted + OVERHEAD && granted > 192 * MIB, "{charge} {granted}");
+    // An honest driver again: what was left is finished in the background.
+    exec(&host, "shape", "reboot");
+    host.wait_until(
+        "what was left is finished in the background",
+        IN_FORCE,
+        "lathe show shape --json >/tmp/shown && jq -e '.memory.actual == .memory.desired and .memory.granted == .memory.desired and .operation == null' /tmp/shown || { cat /tmp/shown; false; }",
     );
     settled(&host).expect_agreement();
     away(&host, &["shape"]);

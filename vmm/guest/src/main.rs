@@ -7,7 +7,7 @@
 //! - [`exec`]: commands with streams or a terminal; [`children`] who waits for processes
 //! - [`network`], [`resources`], [`usage`], [`shutdown`]: what requests do; [`hotplug`]: what the kernel's events do
 //! - [`init`]: PID 1 and modules
-//! - [`tools`]: `spin`, `iops`, `blast`, `sink`, `cat`, …
+//! - [`tools`]: `spin`, `bursts`, `iops`, `blast`, `sink`, `cat`, …
 //! - [`sys`]: all unsafe code
 
 mod children;

@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 /// [`Command::SetBalloon`], [`Command::AttachDisk`], [`Command::AttachNic`], [`Command::Detach`], [`Command::GrowDisk`], their answers
 /// and events, the dormant parts of [`MachineConfig`], [`MachineConfig::on_panic`] and what is said of panics. 3 added
 /// [`Command::SetDiskRates`], [`MachineConfig::disk_rates`], [`Status::disk_rates`], [`Status::disks`], [`MachineConfig::watchdog`] and
-/// what is said of it. 4 added [`Status::nics`].
-pub const VERSION: u32 = 4;
+/// what is said of it. 4 added [`Status::nics`]. 5 added [`Status::watchdog_expired`].
+pub const VERSION: u32 = 5;
 /// Oldest protocol version that this build still understands.
 pub const OLDEST_VERSION: u32 = 1;
 /// Longest message in bytes, both ways.
@@ -462,6 +462,9 @@ pub struct Status {
     /// What the guest's kernel said when it panicked, until it is reset. Since version 2.
     #[serde(default)]
     pub panic: Option<String>,
+    /// It is paused because the guest's watchdog has expired; false from monitors that cannot tell. Since version 5.
+    #[serde(default)]
+    pub watchdog_expired: bool,
     /// Nanoseconds of CLOCK_MONOTONIC at `Go`; 0 before.
     pub go_monotonic_nsec: u64,
     /// vCPUs, once started. Since version 2.

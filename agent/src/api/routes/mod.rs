@@ -27,6 +27,7 @@ pub fn all() -> Router<App> {
     Router::new()
         .route("/v1/version", get(host::version))
         .route("/v1/host", get(host::host))
+        .route("/v1/host/uplink", get(host::uplink).put(host::enable_uplink).delete(host::disable_uplink))
         .route("/v1/machines", get(machines::list).post(machines::run))
         .route("/v1/machines/{name}", get(machines::show).patch(machines::resize).delete(machines::remove))
         .route("/v1/machines/{name}/operations", get(machines::operations))

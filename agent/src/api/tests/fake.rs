@@ -9,6 +9,7 @@ use tokio::sync::{broadcast, mpsc};
 use super::super::access::{Access, Accounts};
 use super::super::core::{Cluster, Console, Core, Doctor, Later, Reply};
 use super::super::wire::*;
+use crate::machines::enforced::{Limit, Took};
 use crate::machines::{DiskChange, DiskChanged, NicChange, NicChanged};
 use crate::problem::{Kind, Problem};
 
@@ -26,6 +27,8 @@ pub fn machine(name: &str) -> MachineView {
         memory: amounts(512 << 20),
         net: amounts(40_000_000),
         iops: Amounts::default(),
+        tier: Tier::Standard,
+        tier_actual: Some(Tier::Standard),
         vcpus: 1,
         addresses: vec!["10.77.0.2/16".to_owned()],
         mac: "52:54:00:12:34:56".to_owned(),
@@ -78,11 +81,39 @@ fn delivered() -> Delivered {
     }
 }
 
+pub fn uplink() -> UplinkView {
+    let share = |rate_bit_per_sec| UplinkShare {
+        rate_bit_per_sec,
+        ceil_bit_per_sec: 960_000_000,
+        sent_bytes: 3 << 20,
+        dropped_packets: 2,
+        backlog_bytes: 1514,
+    };
+    UplinkView {
+        schema: SCHEMA,
+        enabled: true,
+        device: "eth0".to_owned(),
+        capacity_bit_per_sec: 1_000_000_000,
+        reserved_bit_per_sec: 50_000_000,
+        granted_bit_per_sec: 40_000_000,
+        before: "mq 1:".to_owned(),
+        problem: String::new(),
+        fix: String::new(),
+        host: Some(UplinkShare { ceil_bit_per_sec: 1_000_000_000, ..share(40_000_000) }),
+        machines: vec![UplinkMachine {
+            machine: "web".to_owned(),
+            share: Some(share(40_000_000)),
+            problem: String::new(),
+        }],
+    }
+}
+
 pub fn host() -> HostView {
     let amounts = |capacity: u64| HostAmounts {
         capacity,
         reserved: capacity / 16,
         granted: capacity / 2,
+        promised: capacity / 2,
         used: capacity / 4,
         free: capacity - capacity / 16 - capacity / 2,
     };
@@ -93,7 +124,12 @@ pub fn host() -> HostView {
         revision: 7,
         version: "0.1.0".to_owned(),
         uptime_sec: 120,
-        resources: HostResources { cpu: amounts(8000), memory: amounts(32 << 30), disk: amounts(1 << 40) },
+        resources: HostResources {
+            cpu: amounts(8000),
+            memory: amounts(32 << 30),
+            disk: amounts(1 << 40),
+            net: Some(amounts(1_000_000_000)),
+        },
         machines: 1,
         peers_alive: 0,
         launcher: "systemd".to_owned(),
@@ -122,11 +158,19 @@ pub fn resized(machine: &MachineView, outcome: ResizeOutcome) -> ResizeView {
         memory: machine.memory,
         net: machine.net,
         iops: machine.iops,
+        tier: machine.tier,
+        tier_actual: machine.tier_actual,
     }
 }
 
 pub fn operation(name: &str) -> OperationView {
-    let from = ShapeView { cpu_milli: 500, memory_bytes: 1 << 30, net_bit_per_sec: 0, iops: 0 };
+    let from = ShapeView {
+        cpu_milli: 500,
+        memory_bytes: 1 << 30,
+        net_bit_per_sec: 0,
+        iops: 0,
+        tier: Tier::Standard,
+    };
     OperationView {
         schema: SCHEMA,
         operation: format!("{name}-1"),
@@ -428,6 +472,29 @@ impl Core for FakeCore {
 
     fn host(&self) -> HostView {
         host()
+    }
+
+    fn uplink(&self) -> Later<'_, UplinkView> {
+        Box::pin(async { uplink() })
+    }
+
+    fn enable_uplink(&self, request: UplinkRequest) -> Reply<'_, UplinkView> {
+        Box::pin(async move {
+            let capacity_bit_per_sec = request.capacity_bit_per_sec.unwrap_or(1_000_000_000);
+            Ok(UplinkView { device: request.device.unwrap_or_default(), capacity_bit_per_sec, ..uplink() })
+        })
+    }
+
+    fn plan_uplink<'a>(&'a self, _: &'a UplinkRequest) -> Reply<'a, PlanView> {
+        Box::pin(async { Ok(self.plan("eth0", 7)) })
+    }
+
+    fn enforced(&self) -> Vec<(Limit, Took)> {
+        vec![(Limit::Cpu, Took::default())]
+    }
+
+    fn disable_uplink(&self) -> Reply<'_, UplinkView> {
+        Box::pin(async { Ok(UplinkView { schema: SCHEMA, ..UplinkView::default() }) })
     }
 
     fn events(&self) -> broadcast::Receiver<EventView> {

@@ -440,6 +440,28 @@ async fn nics_come_change_and_go() {
     assert_eq!(viewer.get("/v1/machines/web/nics").await.status, 200);
 }
 
+#[tokio::test]
+async fn the_uplink_is_shared_and_put_back() {
+    let server = serve(As::Owner);
+    let shown = server.get("/v1/host/uplink").await;
+    assert!(shown.status == 200 && shown.json()["machines"][0]["machine"] == "web", "{}", shown.body);
+    let request = json!({ "device": "up0", "capacity_bit_per_sec": 5_000_000 });
+    let enabled = server.send("PUT /v1/host/uplink", &request).await;
+    assert!(enabled.status == 200 && enabled.json()["device"] == "up0", "{}", enabled.body);
+    let plan = server.send("PUT /v1/host/uplink?plan=true", &json!({})).await;
+    assert!(plan.status == 200 && plan.body.contains("host_after"), "{}", plan.body);
+    let disabled = server.ask("DELETE /v1/host/uplink", "", b"").await;
+    assert!(disabled.status == 200 && disabled.json()["enabled"] == false, "{}", disabled.body);
+    let typo = server.send("PUT /v1/host/uplink", &json!({ "rate": 5 })).await;
+    assert!(typo.status == 400 && typo.body.contains("unknown-field"), "{}", typo.body);
+    for who in [As::Member, As::Viewer] {
+        let other = serve(who);
+        assert_eq!(other.send("PUT /v1/host/uplink", &json!({})).await.status, 403);
+        assert_eq!(other.ask("DELETE /v1/host/uplink", "", b"").await.status, 403);
+        assert_eq!(other.get("/v1/host/uplink").await.status, 200);
+    }
+}
+
 /// `LATHE_BLESS=1` writes the golden files anew.
 fn golden(name: &str, value: &impl serde::Serialize) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
@@ -464,6 +486,7 @@ fn the_black_box_is_stable() {
     golden("machines.json", &MachineList { schema: SCHEMA, machines: vec![machine.clone()] });
     golden("resize.json", &fake::resized(&machine, ResizeOutcome::Applied));
     golden("peers.json", &fake::peers());
+    golden("uplink.json", &fake::uplink());
     let problem = crate::problem::Problem::new(
         crate::problem::Kind::Impossible,
         "cpu-over-capacity",

@@ -472,7 +472,8 @@ mod tests {
 
     #[test]
     fn a_bar_has_all_its_parts() {
-        let amounts = HostAmounts { capacity: 100, reserved: 10, granted: 50, used: 30, free: 40 };
+        let amounts =
+            HostAmounts { capacity: 100, reserved: 10, granted: 50, used: 30, free: 40, promised: 50 };
         assert_eq!(bar(&amounts, 20), "######||||........--");
         assert_eq!(bar(&HostAmounts { used: 200, ..amounts }, 4), "####", "more than there is");
         assert_eq!(bar(&HostAmounts::default(), 4), "....");

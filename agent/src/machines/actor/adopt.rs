@@ -21,7 +21,7 @@ impl Actor {
         let mut decision = life::resume(&record.life, found, reboot, record.autostart);
         if decision.life.holds_shards() && !record.life.holds_shards() {
             let after = Record { life: decision.life.clone(), ..record.clone() };
-            if let Err(problem) = self.core.with_books(|books| books.set(&record.name, after.held())) {
+            if let Err(problem) = self.core.with_books(|books| books.set(&record.name, after.booking())) {
                 decision = Decision {
                     life: Life::Failed { reason: self.fail(problem) },
                     effects: vec![Effect::Clear],
@@ -85,12 +85,18 @@ impl Actor {
     async fn adopt(&mut self, live: Live, notices: mpsc::Receiver<Notice>) {
         let record = self.entry.with(|shared| shared.record.clone());
         if let Ok(status) = live.monitor.status().await {
-            self.entry.with(|shared| (shared.reboots, shared.panic) = (status.reboots, status.panic));
+            self.entry.with(|shared| {
+                (shared.reboots, shared.panic) = (status.reboots, status.panic);
+                shared.expired = status.watchdog_expired;
+            });
         }
         if let Err(problem) = reattach(&live, &self.entry).await {
             tracing::warn!(machine = record.name, %problem, "its console is not attached again");
         }
         self.connect(live, notices).await;
+        if let Err(problem) = launch::find_ports(&self.core, &record).await {
+            tracing::warn!(machine = record.name, %problem, "its ports stay as they were found");
+        }
         resize::settle(self).await;
         disks::settle(self).await;
         nics::settle(self).await;

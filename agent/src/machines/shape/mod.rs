@@ -5,7 +5,7 @@
 //! and failures all end in the same place: another look, another step.
 //!
 //! ```text
-//! Asked ─► host: wall of memory, quota, rates (at once)        ┐
+//! Asked ─► host: wall of memory, quota, rates, tier (at once)  ┐
 //!          disks: rate in the monitor                          │
 //!          CPU:  prepare ─► place ─► plug ─► guest onlines      ├─► all in force: applied
 //!          memory: deflate, plug ─► online │ unplug ─► balloon  ┘   deadline: partial (goes on) or back; a failure of the host: back
@@ -43,6 +43,7 @@ pub use self::short::words;
 pub use self::steps::memory_limit;
 
 use super::record::{Desired, vcpus_for};
+use crate::api::wire::Tier;
 
 /// Milliseconds of a clock that never goes backwards.
 pub type Msec = u64;
@@ -134,6 +135,24 @@ struct Lane {
     not_before: Msec,
 }
 
+/// How a machine stands among others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// As this.
+    pub tier: Tier,
+    /// With this much memory that its tier protects, or does not.
+    pub memory_bytes: u64,
+    /// Its weight is ours to write; otherwise it stands like every unit of systemd's.
+    pub among_others: bool,
+}
+
+impl Standing {
+    /// The tier that it really has; `None`: the one that is in force inside of it is not among others.
+    pub fn tier_in_force(&self) -> Option<Tier> {
+        (self.among_others || self.tier == Tier::Standard).then_some(self.tier)
+    }
+}
+
 /// What is in force of a machine that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Force {
@@ -147,6 +166,8 @@ pub struct Force {
     pub net_bit_per_sec: Option<u64>,
     /// I/O operations per second of all its disks, 0 is unlimited; `None`: its monitor cannot limit them.
     pub iops: Option<u64>,
+    /// How it stands among others; `None`: not known.
+    pub standing: Option<Standing>,
     /// Bytes of guest memory that the limit of its cgroup leaves room for; `None`: not known.
     pub wall_bytes: Option<u64>,
     /// Its vCPUs, if its monitor can change them.
@@ -251,6 +272,8 @@ pub enum Report {
     Wall(u64),
     /// I/O operations per second that are in force.
     Iops(u64),
+    /// How it stands among others.
+    Standing(Standing),
     /// To steps about vCPUs.
     Cpus(CpuStatus),
     /// To steps about memory.
@@ -269,6 +292,13 @@ pub enum Step {
     },
     /// Rates of its port, bit/s each way, 0 is unlimited. Host, at once.
     SetRates(u64),
+    /// Its weight among others and what memory it keeps. Host, at once.
+    SetTier {
+        /// As this.
+        tier: Tier,
+        /// Bytes that it shall have.
+        memory_bytes: u64,
+    },
     /// Rate of its disks, I/O operations per second, 0 is unlimited. Monitor.
     SetIops(u64),
     /// The limit of its cgroup, in bytes of guest memory. Host, at once; may stay higher than asked, never lower.
@@ -475,6 +505,11 @@ impl State {
                     force.iops = Some(iops);
                 }
             }
+            Report::Standing(standing) => {
+                if let Some(force) = &mut self.force {
+                    force.standing = Some(standing);
+                }
+            }
             Report::Cpus(status) => self.see_cpus(now, status, effects),
             Report::Memory(status) => self.see_memory(now, status, effects),
         }
@@ -497,7 +532,8 @@ impl State {
                 self.onlined_bytes = force.memory.as_ref().map_or(0, |memory| memory.plugged_bytes);
             }
             // They report what came of them.
-            Step::SetIops(_)
+            Step::SetTier { .. }
+            | Step::SetIops(_)
             | Step::PrepareCpus(_)
             | Step::SetCpus(_)
             | Step::SetPlugged(_)
@@ -509,22 +545,24 @@ impl State {
     fn step_failed(&mut self, now: Msec, step: u64, reason: String, effects: &mut Vec<Effect>) {
         let of_host = self.host.busy == Some(step);
         let lane = self.lanes().into_iter().position(|lane| lane.busy == Some(step));
-        match self.end_step(step) {
+        let of_wall = match self.end_step(step) {
             None => return,
             // What a balloon can hold changes while the guest unplugs; it is asked again with what is known then.
             Some(Step::SetBalloon(_)) => {
                 self.memory.not_before = now.saturating_add(PACE_MSEC);
                 return;
             }
-            Some(_) => {}
-        }
+            Some(step) => matches!(step, Step::SetWall(_)),
+        };
         // Only what has failed waits: a guest that takes memory back meanwhile needs its wall raised at once.
         if let Some(lane) = lane.and_then(|at| self.lanes().into_iter().nth(at)) {
             lane.not_before = now.saturating_add(RETRY_MSEC);
         }
         self.trouble = Some(reason.clone());
+        // Who fails to read a limit back may have written it all the same: the next look at the file says what is in force.
         if of_host && let Some(force) = &mut self.force {
-            (force.quota, force.net_bit_per_sec) = (None, None);
+            (force.quota, force.net_bit_per_sec, force.standing) = (None, None, None);
+            force.wall_bytes = force.wall_bytes.filter(|_| !of_wall);
         }
         if self.operation.as_ref().is_some_and(|operation| operation.deadline.is_some()) {
             self.give_up(now, reason, effects);

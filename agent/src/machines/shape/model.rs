@@ -11,6 +11,37 @@ const MIB: u64 = 1 << 20;
 const BOOT: u64 = 256 * MIB;
 const POSSIBLE: u32 = 4;
 
+/// Which steps of the host fail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum HostFails {
+    #[default]
+    Never,
+    Always,
+    Quota,
+    Rates,
+    Tier,
+    Wall,
+    Place,
+}
+
+impl HostFails {
+    const ALL: [Self; 7] =
+        [Self::Never, Self::Always, Self::Quota, Self::Rates, Self::Tier, Self::Wall, Self::Place];
+
+    /// Whether this is a step of the host, and fails.
+    fn at(self, step: &Step) -> bool {
+        let own = match step {
+            Step::SetQuota { .. } => Self::Quota,
+            Step::SetRates(_) => Self::Rates,
+            Step::SetTier { .. } => Self::Tier,
+            Step::SetWall(_) => Self::Wall,
+            Step::Place(_) => Self::Place,
+            _ => return false,
+        };
+        self == own || self == Self::Always
+    }
+}
+
 /// How the world misbehaves.
 #[derive(Clone, Copy, Debug, Default)]
 struct Mood {
@@ -25,7 +56,9 @@ struct Mood {
     /// The guest agent refuses.
     agent_refuses: bool,
     /// Steps of the host fail.
-    host_fails: bool,
+    host_fails: HostFails,
+    /// What fails has been done all the same.
+    fails_late: bool,
     /// Commands to the monitor fail.
     monitor_fails: bool,
     /// The charge stays above the limit that is asked for.
@@ -39,7 +72,8 @@ impl Mood {
         pinned: 0,
         balloon_most: u64::MAX,
         agent_refuses: false,
-        host_fails: false,
+        host_fails: HostFails::Never,
+        fails_late: false,
         monitor_fails: false,
         wall_stays: false,
     };
@@ -93,8 +127,10 @@ struct World {
     // What really is.
     on: bool,
     quota: u64,
+    rate: u64,
     iops: u64,
     wall: u64,
+    tier: Tier,
     cpus: CpuStatus,
     placed: usize,
     memory: MemoryStatus,
@@ -115,7 +151,13 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let desired = Desired { cpu_milli: 1000, memory_bytes: BOOT, net_bit_per_sec: 0, iops: 0 };
+        let desired = Desired {
+            cpu_milli: 1000,
+            memory_bytes: BOOT,
+            net_bit_per_sec: 0,
+            iops: 0,
+            tier: Tier::Standard,
+        };
         let mut world = Self {
             state: State::new(desired, 1, None, 0),
             now: 1_000_000,
@@ -125,8 +167,10 @@ impl World {
             requests: VecDeque::new(),
             on: false,
             quota: 0,
+            rate: 0,
             iops: 0,
             wall: 0,
+            tier: Tier::Standard,
             cpus: CpuStatus::default(),
             placed: 0,
             memory: MemoryStatus::default(),
@@ -161,12 +205,19 @@ impl World {
         (self.plugs, self.balloons, self.plugged_at) = (Run::default(), Run::default(), self.now);
         (self.on, self.taken, self.rests_at) = (true, 0, None);
         (self.quota, self.wall, self.iops) = (desired.cpu_milli, desired.memory_bytes, desired.iops);
+        self.tier = desired.tier;
+        self.rate = desired.net_bit_per_sec;
         let force = Force {
             boot_cpus: vcpus,
             boot_bytes: desired.memory_bytes,
             quota: Some((desired.cpu_milli, vcpus)),
             net_bit_per_sec: Some(desired.net_bit_per_sec),
             iops: Some(desired.iops),
+            standing: Some(Standing {
+                tier: desired.tier,
+                memory_bytes: desired.memory_bytes,
+                among_others: true,
+            }),
             wall_bytes: Some(desired.memory_bytes),
             cpus: Some(self.cpus.clone()),
             placed: self.placed,
@@ -226,25 +277,37 @@ impl World {
     }
 
     fn host_step(&mut self, step: &Step) -> Option<Result<Report, String>> {
-        let is_host =
-            matches!(step, Step::SetQuota { .. } | Step::SetRates(_) | Step::SetWall(_) | Step::Place(_));
-        if is_host && self.mood.host_fails {
+        let fails = self.mood.host_fails.at(step);
+        let report = if fails && !self.mood.fails_late { None } else { Some(self.host_does(step)?) };
+        Some(report.filter(|_| !fails).ok_or_else(|| {
             self.failed_at = self.now;
-            return Some(Err("no luck".to_owned()));
-        }
+            "no luck".to_owned()
+        }))
+    }
+
+    /// `None`: the host has no part in it.
+    fn host_does(&mut self, step: &Step) -> Option<Report> {
         match step {
             Step::SetQuota { cpu_milli, .. } => self.quota = *cpu_milli,
-            Step::SetRates(_) => {}
-            Step::Place(tids) => self.placed += tids.len(),
+            Step::SetRates(rate) => self.rate = *rate,
+            Step::SetTier { tier, memory_bytes } => {
+                let (tier, memory_bytes) = (*tier, *memory_bytes);
+                self.tier = tier;
+                return Some(Report::Standing(Standing { tier, memory_bytes, among_others: true }));
+            }
+            Step::Place(tids) => {
+                let last = tids.iter().copied().max().unwrap_or_default() as usize;
+                self.placed = self.placed.max(last + 1);
+            }
             Step::SetWall(bytes) => {
                 if !self.mood.wall_stays || *bytes > self.wall {
                     self.wall = *bytes;
                 }
-                return Some(Ok(Report::Wall(self.wall)));
+                return Some(Report::Wall(self.wall));
             }
             _ => return None,
         }
-        Some(Ok(Report::Done))
+        Some(Report::Done)
     }
 
     fn held(&self) -> u64 {
@@ -461,6 +524,7 @@ impl World {
             memory_bytes: memory_mib * MIB,
             net_bit_per_sec: (random >> 24) % 3 * 1_000_000,
             iops: (random >> 28) % 3 * 50,
+            tier: [Tier::Standard, Tier::Guaranteed, Tier::Harvest][(random >> 30) as usize % 3],
         };
         self.number = self.number.max(self.state.operations) + 1;
         let operation = Operation {
@@ -512,7 +576,11 @@ impl World {
             24 => self.reboot(),
             25 if much.is_multiple_of(4) => self.turn(),
             26 => self.happen(Event::Paused(much.is_multiple_of(2))),
-            27 => self.mood.host_fails = much.is_multiple_of(4),
+            27 => {
+                let which = HostFails::ALL.get(much as usize % 16).copied();
+                self.mood.host_fails = which.unwrap_or_default();
+                self.mood.fails_late = (much >> 4).is_multiple_of(2);
+            }
             28 => self.mood.monitor_fails = much.is_multiple_of(4),
             29 => self.mood.wall_stays = much.is_multiple_of(3),
             30 => {
@@ -565,6 +633,8 @@ impl World {
             Holds { cpu_milli: desired.cpu_milli, memory_bytes: desired.memory_bytes.max(self.held()) };
         assert_eq!(self.state.books, holds);
         assert_eq!(self.wall, self.held());
+        assert_eq!(self.tier, desired.tier);
+        assert_eq!((self.quota, self.rate), (desired.cpu_milli, desired.net_bit_per_sec));
         assert_eq!(self.iops, desired.iops);
         let effects = self.effects;
         self.wait(600_000);

@@ -36,9 +36,15 @@ impl State {
         let mut all = Vec::new();
         let Some(force) = &self.force else { return all };
         let in_force = force.quota.is_some_and(|quota| quota.0 == self.desired.cpu_milli)
-            && force.net_bit_per_sec == Some(self.desired.net_bit_per_sec);
+            && force.net_bit_per_sec == Some(self.desired.net_bit_per_sec)
+            && force.standing.is_some_and(|standing| standing.tier == self.desired.tier);
         if !in_force {
             all.push(waits(self.trouble.clone().unwrap_or_else(|| "its limits are being set".to_owned())));
+        }
+        if force.standing.is_some_and(|standing| standing.tier_in_force().is_none()) {
+            all.push(until_restart(
+                "it was started by an older release, which left its weight among others to systemd: its tier follows at its next start",
+            ));
         }
         match force.iops {
             Some(iops) if iops != self.desired.iops => {

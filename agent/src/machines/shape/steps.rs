@@ -4,6 +4,7 @@
 //! change nothing, cost next to nothing; another step goes at once, but for the balloon's, which follow a moving target.
 
 use super::{Effect, Force, HOT_RATIO, Lane, Msec, PACE_MSEC, RETRY_MSEC, State, Step, UNPLUG_PATIENCE_MSEC};
+use crate::machines::record::Desired;
 use lathe_vmm::control::wire::MemoryStatus;
 
 /// Granularity of the balloon.
@@ -96,6 +97,10 @@ impl State {
         }
         if force.net_bit_per_sec != Some(self.desired.net_bit_per_sec) {
             return Some(Step::SetRates(self.desired.net_bit_per_sec));
+        }
+        let Desired { tier, memory_bytes, .. } = self.desired;
+        if force.standing.is_none_or(|now| (now.tier, now.memory_bytes) != (tier, memory_bytes)) {
+            return Some(Step::SetTier { tier, memory_bytes });
         }
         if let Some(cpus) = &force.cpus
             && force.placed < cpus.vcpu_tids.len()

@@ -1,8 +1,9 @@
 //! Small programs for a guest that has no others: enough to look around and to measure.
 //!
 //! They follow the names and the plainest behaviour of coreutils and iproute2, and no more: busybox in the image
-//! replaces them. `spin`, `iops`, `blast` and `sink` print `name=value` words, stable for scripts.
+//! replaces them. `spin`, `bursts`, `iops`, `blast` and `sink` print `name=value` words, stable for scripts.
 
+mod bursts;
 mod iops;
 mod net;
 mod plain;
@@ -14,6 +15,7 @@ type Tool = fn(&[&str]) -> io::Result<u8>;
 
 const TOOLS: &[(&str, Tool)] = &[
     ("blast", net::blast),
+    ("bursts", bursts::bursts),
     ("cat", plain::cat),
     ("echo", plain::echo),
     ("env", plain::env),

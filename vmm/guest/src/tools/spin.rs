@@ -51,14 +51,20 @@ pub fn spin(arguments: &[&str]) -> io::Result<u8> {
     Ok(0)
 }
 
+/// Work that is the same whoever does it, and that no compiler can do without.
+pub(super) fn work(mut state: u64, rounds: u64) -> u64 {
+    for _ in 0..rounds {
+        state = black_box(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+    }
+    state
+}
+
 fn one(until: Instant) -> io::Result<Spun> {
     let mut spun = Spun::default();
     let mut state = 1u64;
     let mut last = Instant::now();
     while last < until {
-        for _ in 0..ROUNDS {
-            state = black_box(state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
-        }
+        state = work(state, ROUNDS);
         spun.rounds += ROUNDS;
         let now = Instant::now();
         spun.longest_gap = spun.longest_gap.max(now - last);
