@@ -93,17 +93,22 @@ impl Grant {
         &self.shape
     }
 
-    /// What books the most of a resource.
+    /// What books the most of a resource, whatever is promised beside it: compared without rounding, which depends on what that is.
     fn heaviest(&self, resource: Resource, permille: u64) -> (Tier, u64) {
         if !resource.lent {
             return (self.tier, (resource.of)(&self.shape));
         }
-        let weight = |tier, amount| Promised::default().with(tier, amount).booked(resource, permille);
+        let weight = |tier, amount| match tier {
+            Tier::Guaranteed => u128::from(amount) * u128::from(permille.max(Overcommit::NONE)),
+            Tier::Standard => u128::from(amount) * u128::from(Overcommit::NONE),
+            Tier::Harvest => 0,
+        };
         TIERS
             .map(|tier| (tier, self.cpu[place(tier)].0))
             .into_iter()
-            .max_by_key(|&(tier, amount)| (weight(tier, amount), amount, tier == self.tier))
-            .unwrap_or_default()
+            .filter(|&(_, amount)| amount > 0)
+            .max_by_key(|&(tier, amount)| (weight(tier, amount), tier))
+            .unwrap_or((self.tier, 0))
     }
 }
 
@@ -625,6 +630,24 @@ mod tests {
         books.set("idle", cpu(500)).unwrap();
     }
 
+    /// Alone, 501 that are sure book as much as 1001 that are promised twice; beside one more, they book more.
+    #[test]
+    fn a_machine_that_changes_is_weighed_without_rounding() {
+        let mut books = books_with(Overcommit { cpu_permille: 2000, ..Overcommit::default() });
+        books.set("other", cpu(1)).unwrap();
+        let changing = cpu_of(Tier::Guaranteed, 501).or(Tier::Standard, MilliCpu(1001));
+        books.set("changing", changing).unwrap();
+        let booked = books.view(Shape::default()).cpu.granted;
+        assert_eq!(booked, 502);
+        let mut states = [cpu_of(Tier::Guaranteed, 501), cpu(1001)].map(|state| {
+            let mut books = books.clone();
+            books.set("changing", state).unwrap();
+            books.view(Shape::default()).cpu.granted
+        });
+        states.sort_unstable();
+        assert_eq!(states, [501, 502]);
+    }
+
     #[test]
     fn memory_is_promised_twice_only_where_nothing_is_guaranteed() {
         let mut books = books_with(Overcommit { memory_permille: 1500, ..Overcommit::default() });
@@ -676,6 +699,30 @@ mod tests {
             (true, _) => g <= usable && s * 1000 <= (usable - g) * permille,
             (false, 0) => (s + h) * 1000 <= usable * permille,
             (false, _) => g + s + h <= usable,
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// Small amounts and factors: what rounding does is seen there.
+        #[test]
+        fn a_machine_that_changes_books_no_less_than_any_of_its_states(
+            others in prop::collection::vec((0_usize..3, 0_u64..6), 0..3),
+            states in prop::collection::vec((0_usize..3, 0_u64..6), 1..4),
+            factor in prop_oneof![Just(1000_u64), Just(2000), Just(3000), 1000_u64..4000],
+        ) {
+            let booked_with = |grant| {
+                let mut books = books_with(Overcommit { cpu_permille: factor, ..Overcommit::default() });
+                for (place, (tier, milli)) in others.iter().enumerate() {
+                    books.set(&place.to_string(), cpu_of(TIERS[*tier], *milli)).unwrap();
+                }
+                books.set("changing", grant).unwrap();
+                books.view(Shape::default()).cpu.granted
+            };
+            let all = states.iter().fold(Grant::default(), |all, &(tier, milli)| all.or(TIERS[tier], MilliCpu(milli)));
+            let alone = states.iter().map(|&(tier, milli)| booked_with(cpu_of(TIERS[tier], milli)));
+            prop_assert_eq!(Some(booked_with(all)), alone.max());
         }
     }
 

@@ -165,22 +165,44 @@ fn more_than_the_uplink_has_is_refused(hosts: &Hosts) {
     away(&host, &["demo"]);
 }
 
+/// Ends lathed `after` this long of `change`, from the same shell: nothing else takes time in between. Whether the change was acknowledged.
+fn killed_after(host: &Host<'_>, change: &str, after: Duration) -> bool {
+    let script = format!(
+        "pid=$(systemctl show --property=MainPID --value lathed.service); {change} & change=$!; sleep {:.4}; \
+         kill -KILL $pid; wait $change",
+        after.as_secs_f64()
+    );
+    let acknowledged = host.run(&script).status == 0;
+    host.wait_until("lathed is back", Duration::from_secs(30), "lathe show demo");
+    acknowledged
+}
+
+/// How long `change` takes when nobody interrupts it, as its own shell sees it.
+fn duration(host: &Host<'_>, change: &str) -> Duration {
+    let nanoseconds =
+        host.run(&format!("begun=$(date +%s%N); {change} >/dev/null && echo $(($(date +%s%N) - begun))"));
+    Duration::from_nanos(nanoseconds.expect_ok().stdout().trim().parse().expect("a number of nanoseconds"))
+}
+
+/// Kills spread over all that a change takes, and a little beyond.
 fn kills_leave_all_or_nothing(hosts: &Hosts) {
+    const ROUNDS: u32 = 12;
+    let enable = "lathe host uplink enable --device up0 --capacity 1gbit";
+    let disable = "lathe host uplink disable";
     let (host, before) = linked(hosts);
     make_small(&host, "demo", "--net 50mbit");
     let boot = boot_id(&host, "demo");
-    let mut completed = 0;
-    for round in 0..20 {
-        let delay = f64::from(round) * 0.004;
-        let enabling = host.start("lathe host uplink enable --device up0 --capacity 1gbit --json");
-        host.run(&format!("sleep {delay}; {KILL}")).expect_ok();
-        let acknowledged = enabling.finish().status == 0;
-        host.wait_until("lathed is back", Duration::from_secs(30), "lathe show demo");
+    let (enabling, disabling) = (duration(&host, enable), duration(&host, disable));
+    let (mut shared_after, mut interrupted) = (0, 0);
+    for round in 0..ROUNDS {
+        let part = |whole: Duration| whole * (round + 1) / (ROUNDS - 1);
+        let acknowledged = killed_after(&host, enable, part(enabling));
+        interrupted += u32::from(!acknowledged);
         let view = uplink(&host);
         let shared = view["enabled"] == true;
         assert!(shared || !acknowledged, "round {round}: acknowledged and lost: {view}");
         if shared {
-            completed += 1;
+            shared_after += 1;
             assert!(
                 view["problem"] == "" && rate(&host, "demo") == Some(50_000_000),
                 "round {round}: {view}"
@@ -190,11 +212,8 @@ fn kills_leave_all_or_nothing(hosts: &Hosts) {
                 "round {round}: {:?}",
                 classes_and_marks(&host)
             );
-            let disabling = host.start("lathe host uplink disable");
-            host.run(&format!("sleep {delay}; {KILL}")).expect_ok();
-            disabling.finish();
-            host.wait_until("lathed is back", Duration::from_secs(30), "lathe show demo");
-            host.run("lathe host uplink disable").expect_ok();
+            interrupted += u32::from(!killed_after(&host, disable, part(disabling)));
+            host.run(disable).expect_ok();
         }
         let now = host.run(SHOWN).stdout();
         assert!(now == before, "round {round}: before:\n{before}\nnow:\n{now}");
@@ -204,7 +223,12 @@ fn kills_leave_all_or_nothing(hosts: &Hosts) {
             classes_and_marks(&host)
         );
     }
-    hosts.note(&format!("{completed} of 20 were shared after a kill"));
+    hosts.note(&format!(
+        "enabling takes {} ms, disabling {} ms; {interrupted} changes were interrupted, {shared_after} of {ROUNDS} shared after it",
+        enabling.as_millis(),
+        disabling.as_millis()
+    ));
+    assert!(interrupted > 0, "no kill came in the middle of a change");
     assert!(boot_id(&host, "demo") == boot, "the machine has run all the time");
     // After a power cut the link is a new one, and it is shared again as soon as it is there.
     host.run("lathe host uplink enable --device up0 --capacity 1gbit").expect_ok();

@@ -459,6 +459,21 @@ async fn the_uplink_is_shared_and_put_back() {
         assert_eq!(other.send("PUT /v1/host/uplink", &json!({})).await.status, 403);
         assert_eq!(other.ask("DELETE /v1/host/uplink", "", b"").await.status, 403);
         assert_eq!(other.get("/v1/host/uplink").await.status, 200);
+        // By no other name either: only what a path is written as leads to it.
+        for alias in [
+            "/v1/host/%75plink",
+            "/v1/host/uplink/",
+            "/v1//host/uplink",
+            "/v1/host/./uplink",
+            "/V1/host/uplink",
+        ] {
+            let refused = other.send(&format!("PUT {alias}"), &request).await.status;
+            assert!([403, 404].contains(&refused), "{alias}: {refused}");
+        }
+        for method in ["POST", "PATCH"] {
+            let refused = other.send(&format!("{method} /v1/host/uplink"), &request).await.status;
+            assert_eq!(refused, 403, "{method}");
+        }
     }
 }
 
