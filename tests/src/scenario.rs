@@ -429,8 +429,10 @@ impl Outcome<'_> {
 /// Runs the scenarios whose names match `wanted` (a group, a scenario, or `group::scenario`; none: all that are no
 /// benchmarks) and prints what came of each in the form of Rust's own test runner. Returns whether all passed.
 ///
-/// Where [`UNTIL`] is set, a scenario that would begin later is not run, and said to be so: the others are worth more than a run that
-/// somebody ends from outside.
+/// Where [`UNTIL`] is set, the groups share the time until then: the first scenario of each, which shows the group's main matter, is run
+/// as long as there is time at all, and the others while the group's share lasts, beginning with another one every day, so that the turn
+/// comes to all. What a group leaves goes to those after it. What was not run is said: the others are worth more than a run that somebody
+/// ends from outside.
 ///
 /// # Errors
 /// The image, the binaries or the runtime directory cannot be made; no scenario matches; [`UNTIL`] is no number.
@@ -441,13 +443,38 @@ pub fn run_all(groups: &[Group], wanted: &[String]) -> Result<bool> {
         let known = groups.iter().any(|group| !selected(group, std::slice::from_ref(word)).is_empty());
         anyhow::ensure!(known, "no scenario is called {word}; there are: {}", names(groups));
     }
-    for group in groups {
-        let scenarios = selected(group, wanted);
-        if !scenarios.is_empty() {
-            runner.run_group(group, &scenarios)?;
+    let chosen: Vec<_> = groups.iter().map(|group| (group, selected(group, wanted))).collect();
+    let mut left: usize = chosen.iter().map(|(_, scenarios)| scenarios.len()).sum();
+    for (group, mut scenarios) in chosen.into_iter().filter(|(_, scenarios)| !scenarios.is_empty()) {
+        let share = runner.until.map(|until| share_until(SystemTime::now(), until, scenarios.len(), left));
+        if share.is_some() {
+            rotate(&mut scenarios, days(SystemTime::now()));
         }
+        runner.run_group(group, &scenarios, share)?;
+        left -= scenarios.len();
     }
     Ok(runner.conclude(begun.elapsed()))
+}
+
+/// When a group of `own` of `all` scenarios that share the time from `now` to `until` has had its share.
+fn share_until(now: SystemTime, until: SystemTime, own: usize, all: usize) -> SystemTime {
+    let [own, all] = [own, all.max(1)].map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    now + until.duration_since(now).unwrap_or_default() / all * own
+}
+
+/// All but the first, beginning with another one every `day`.
+fn rotate<T>(scenarios: &mut [T], day: u64) {
+    if let Some((_, others)) = scenarios.split_first_mut()
+        && !others.is_empty()
+    {
+        let by = day % others.len() as u64;
+        others.rotate_left(usize::try_from(by).unwrap_or_default());
+    }
+}
+
+/// Whole days since the epoch.
+fn days(now: SystemTime) -> u64 {
+    now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() / (24 * 60 * 60)
 }
 
 /// What [`UNTIL`] says.
@@ -517,13 +544,20 @@ impl Runner {
         })
     }
 
-    fn run_group(&mut self, group: &Group, scenarios: &[(&'static str, Body)]) -> Result<()> {
+    /// Runs the first of `scenarios` while there is time at all, the others until the group's share is used up.
+    fn run_group(
+        &mut self,
+        group: &Group,
+        scenarios: &[(&'static str, Body)],
+        share: Option<SystemTime>,
+    ) -> Result<()> {
         println!("\nrunning {} scenarios of {}, on {} host(s)", scenarios.len(), group.name, group.hosts);
         let same = |shared: &(usize, bool, Hosts)| (shared.0, shared.1) == (group.hosts, group.lathe);
         let mut hosts = self.shared.take().filter(same).map(|(.., hosts)| hosts);
-        for (name, body) in scenarios {
+        for (place, (name, body)) in scenarios.iter().enumerate() {
             let begun = Instant::now();
-            let late = self.until.is_some_and(|until| SystemTime::now() > until);
+            let until = if place == 0 { self.until } else { share };
+            let late = until.is_some_and(|until| SystemTime::now() > until);
             let verdict =
                 if late { Verdict::NotRun } else { self.run_scenario(group, (name, *body), &mut hosts)? };
             let took = begun.elapsed().as_secs_f32();
@@ -698,4 +732,30 @@ fn attempt_once(body: Body, hosts: &Hosts) -> Verdict {
 fn message_of(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().cloned();
     text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_share_the_time_that_is_left() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        assert_eq!(share_until(now, now + Duration::from_secs(600), 2, 6), now + Duration::from_secs(200));
+        assert_eq!(share_until(now, now + Duration::from_secs(600), 4, 4), now + Duration::from_secs(600));
+        assert_eq!(share_until(now, now - Duration::from_secs(1), 3, 4), now, "none is left");
+    }
+
+    #[test]
+    fn every_scenario_is_the_first_after_the_first_one_day() {
+        let second = |day| {
+            let mut scenarios = ["main", "a", "b", "c"];
+            rotate(&mut scenarios, day);
+            assert_eq!(scenarios[0], "main");
+            scenarios[1]
+        };
+        assert_eq!([0, 1, 2, 3].map(second), ["a", "b", "c", "a"]);
+        rotate(&mut [(); 0], 5);
+        rotate(&mut ["main"], 5);
+    }
 }

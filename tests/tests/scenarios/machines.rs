@@ -14,8 +14,8 @@ pub const GROUP: Group = Group {
     lathe: true,
     bench: false,
     scenarios: &[
-        ("the_doctor_finds_nothing_wrong", the_doctor_finds_nothing_wrong),
         ("one_command_makes_a_machine", one_command_makes_a_machine),
+        ("the_doctor_finds_nothing_wrong", the_doctor_finds_nothing_wrong),
         ("exec_carries_streams_status_and_terminal", exec_carries_streams_status_and_terminal),
         ("console_and_logs_show_the_serial_line", console_and_logs_show_the_serial_line),
         ("resize_changes_a_running_machine", resize_changes_a_running_machine),
