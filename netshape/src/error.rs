@@ -64,6 +64,9 @@ pub enum Error {
     /// No address with a prefix length.
     #[error("{0:?} is no address with a prefix length, as in 10.77.0.1/16 or fd77::1/64")]
     Prefix(String),
+    /// No protocol with a port.
+    #[error("{0:?} is no service: tcp/PORT or udp/PORT, ports 1 to 65535")]
+    Service(String),
     /// A rate that cannot be enforced.
     #[error("a rate of {asked} bit/s is outside {least} to {most} bit/s")]
     Rate {

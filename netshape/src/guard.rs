@@ -6,10 +6,11 @@
 //! machines as before. What the host forwards, and ports that [`crate::Nat`] publishes, do not come here: those packets
 //! are for somebody else. Rules of other tables hold beside it: a packet passes if all let it.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use crate::error::Outcome;
+use crate::error::{Error, Outcome};
 use crate::name::IfName;
 use crate::nat::Proto;
 use crate::nft::{NatError, Nft};
@@ -26,6 +27,36 @@ pub struct Service {
     pub proto: Proto,
     /// The port.
     pub port: u16,
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let proto = match self.proto {
+            Proto::Tcp => "tcp",
+            Proto::Udp => "udp",
+        };
+        write!(f, "{proto}/{}", self.port)
+    }
+}
+
+/// `tcp/53`, `udp/53`; port 1 to 65535.
+impl FromStr for Service {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Service, Error> {
+        let bad = || Error::Service(text.into());
+        let (proto, port) = text.split_once('/').ok_or_else(bad)?;
+        let proto = match proto {
+            "tcp" => Proto::Tcp,
+            "udp" => Proto::Udp,
+            _ => return Err(bad()),
+        };
+        let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+        match port.parse() {
+            Ok(port @ 1..) if digits => Ok(Service { proto, port }),
+            _ => Err(bad()),
+        }
+    }
 }
 
 /// What machines may reach of the host, by `nft`.
@@ -103,6 +134,28 @@ fn chain(bridge: &IfName, services: &[Service]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_service_is_a_protocol_and_a_port() {
+        for text in ["tcp/53", "udp/1", "tcp/65535"] {
+            assert_eq!(text.parse::<Service>().expect(text).to_string(), text);
+        }
+        for text in [
+            "",
+            "53",
+            "tcp",
+            "tcp/",
+            "tcp/0",
+            "tcp/65536",
+            "sctp/5",
+            "TCP/5",
+            "tcp/+5",
+            "tcp/5 accept",
+            "tcp/5/6",
+        ] {
+            assert!(text.parse::<Service>().is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn only_what_is_named_passes_and_the_last_rule_drops() {

@@ -107,14 +107,22 @@ fn copy_programs(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What guests reach of a test host, TCP: where scenarios listen.
+pub const HOST_PORTS: std::ops::RangeInclusive<u16> = 5300..=5331;
+
 /// Puts the tree from the payload in place inside a host and finishes the installation as the package would.
 ///
 /// # Errors
 /// A step fails; the message carries what it said.
 pub fn install(channel: &Channel) -> Result<()> {
-    let script = "set -e; cd /run/lathe-test; tar -C tree -c . | tar -C / -x --keep-directory-symlink; \
-                  rm -rf tree; sh ./postinst configure";
-    let (status, output) = capture(channel, &["sh", "-c", script], Duration::from_secs(180))?;
+    let services: Vec<_> = HOST_PORTS.map(|port| format!("\"tcp/{port}\"")).collect();
+    let script = format!(
+        "set -e; cd /run/lathe-test; tar -C tree -c . | tar -C / -x --keep-directory-symlink; rm -rf tree
+         mkdir -p /etc/lathe/lathe.d; echo '[network]\nhost_services = [{}]' >/etc/lathe/lathe.d/50-test.toml
+         sh ./postinst configure",
+        services.join(", ")
+    );
+    let (status, output) = capture(channel, &["sh", "-c", &script], Duration::from_secs(180))?;
     if status != 0 {
         bail!("installing Lathe failed ({status}): {}", String::from_utf8_lossy(&output.stderr).trim());
     }

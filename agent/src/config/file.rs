@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use lathe_netshape::Prefix;
+use lathe_netshape::{Prefix, Service};
 use lathe_shard::{Bytes, MilliCpu};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -16,6 +16,8 @@ use super::{Api, Cluster, Config, ConfigError, Host, Launcher, Machines, Network
 const MAX_SHUTDOWN_TIMEOUT_SEC: u32 = 300;
 /// Longest region name, in bytes: it travels in every advert.
 const MAX_REGION_BYTES: usize = 32;
+/// Rules that every packet to the host is held against.
+const MAX_SERVICES: usize = 64;
 
 /// Every shard promised once.
 const MIN_FACTOR_PERMILLE: u32 = 1000;
@@ -69,6 +71,8 @@ section!(NetworkFile {
     nat: bool;
     isolated: bool;
     check_sources: bool;
+    guard_host: bool;
+    host_services: Vec<Service>, "services";
 });
 section!(DisksFile { allowed: Vec<PathBuf>, "all_absolute"; });
 section!(MachinesFile {
@@ -152,6 +156,8 @@ impl File {
                 nat: self.network.nat.unwrap_or(true),
                 isolated: self.network.isolated.unwrap_or(false),
                 check_sources: self.network.check_sources.unwrap_or(true),
+                guard_host: self.network.guard_host.unwrap_or(true),
+                host_services: self.network.host_services.unwrap_or_default(),
             },
             allowed_disks: self.disks.allowed.unwrap_or_default(),
             machines: Machines {
@@ -268,6 +274,14 @@ fn all_absolute<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec
         Some(path) => Err(D::Error::custom(format!("\"{path}\": must be an absolute path"))),
         None => Ok(Some(paths.into_iter().map(PathBuf::from).collect())),
     }
+}
+
+fn services<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Service>>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    if texts.len() > MAX_SERVICES {
+        return Err(D::Error::custom(format!("{} services: at most {MAX_SERVICES}", texts.len())));
+    }
+    texts.iter().map(|text| text.parse().map_err(D::Error::custom)).collect::<Result<_, _>>().map(Some)
 }
 
 fn is_absolute(text: &str) -> bool {

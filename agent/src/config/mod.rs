@@ -17,7 +17,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use lathe_netshape::Prefix;
+use lathe_netshape::{Prefix, Service};
 use lathe_shard::{Bytes, MilliCpu};
 
 /// Exit status of lathed when its configuration is wrong (`EX_CONFIG` of sysexits.h).
@@ -126,6 +126,10 @@ pub struct Network {
     pub isolated: bool,
     /// Machines send from their own addresses only.
     pub check_sources: bool,
+    /// Machines reach nothing of the host but [`Self::host_services`].
+    pub guard_host: bool,
+    /// What they reach of it all the same; at most 64.
+    pub host_services: Vec<Service>,
 }
 
 /// What machines are made with.

@@ -33,7 +33,7 @@ fn the_shipped_example_repeats_the_defaults() {
     assert_eq!(Config::load(root.path()).unwrap(), Config::default());
     assert_eq!(Config::load_file(&root.path().join("all.toml")).unwrap(), Config::default());
     let keys = every_value_set.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-    assert_eq!(keys, 31, "a new option belongs into systemd/lathe.toml, lathe.toml(5) and this number");
+    assert_eq!(keys, 33, "a new option belongs into systemd/lathe.toml, lathe.toml(5) and this number");
 }
 
 /// `#key = value` without its mark; prose stays a comment.
@@ -107,6 +107,7 @@ fn what_is_wrong_is_named_with_file_and_line() {
         ("[network]\nipv4 = \"10.0.0.1/31\"", "2: a prefix of 31 bits has no room"),
         ("[network]\nipv4 = \"fd00::1/64\"", "2: fd00::1 is not IPv4"),
         ("[network]\nipv6 = \"10.0.0.1/16\"", "2: 10.0.0.1 is not IPv6"),
+        ("[network]\nhost_services = [\"tcp/53\", \"53\"]", "2: \"53\" is no service: tcp/PORT or udp/PORT"),
         ("[machines]\nshutdown_timeout_sec = 0", "2: 0 seconds: must be 1 to 300"),
         ("[machines]\nshutdown_timeout_sec = 4000000000000", "2: 4000000000000 seconds"),
         ("[disks]\nallowed = [\"/a\", \"b\"]", "2: \"b\": must be an absolute path"),

@@ -38,6 +38,8 @@ pub fn core_config(config: &Config, images: Arc<dyn ImageSource>) -> Result<Core
         nat: config.network.nat,
         isolated: config.network.isolated,
         check_sources: config.network.check_sources,
+        guard_host: config.network.guard_host,
+        host_services: config.network.host_services.clone(),
     });
     Ok(CoreConfig {
         state_dir: config.host.state_dir.clone(),

@@ -86,13 +86,14 @@ pub(super) fn routes(table: &str) -> impl Iterator<Item = Route<'_>> {
 
 /// NAT can be set up.
 pub fn nft(host: Host<'_>) -> Check {
-    if !host.config.network.enabled || !host.config.network.nat {
-        return ok("nft", "NAT is off ([network] nat = false)");
+    let network = &host.config.network;
+    if !network.enabled || !(network.nat || network.guard_host) {
+        return ok("nft", "nothing is done with it ([network] nat = false, guard_host = false)");
     }
     if host.exists("/usr/sbin/nft") || host.exists("/sbin/nft") {
         return ok("nft", "nft is installed");
     }
-    fail("nft", "nft is not installed: machines do not reach beyond the host", "sudo apt install nftables")
+    fail("nft", "nft is not installed: no machine with a nic starts", "sudo apt install nftables")
 }
 
 /// The host forwards.

@@ -248,6 +248,8 @@ impl World {
             nat: false,
             isolated: false,
             check_sources: true,
+            guard_host: false,
+            host_services: Vec::new(),
         });
         config.allowed_disks = vec![self.folder.path().join("disks")];
         config

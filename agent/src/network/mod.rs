@@ -9,7 +9,7 @@ pub mod uplinks;
 use std::future::Future;
 use std::os::fd::OwnedFd;
 
-use lathe_netshape::Prefix;
+use lathe_netshape::{Prefix, Service};
 
 use crate::launcher::Pending;
 use crate::problem::Problem;
@@ -29,6 +29,10 @@ pub struct NetworkConfig {
     pub isolated: bool,
     /// Machines send from their own addresses only.
     pub check_sources: bool,
+    /// Machines reach nothing of the host but [`Self::host_services`].
+    pub guard_host: bool,
+    /// What they reach of it all the same.
+    pub host_services: Vec<Service>,
 }
 
 /// A machine's port as it is now.

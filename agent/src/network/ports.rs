@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 
 use lathe_netshape::{
-    AntiSpoof, BitRate, Bridge, Direction, IfName, LinkKind, Mac, Nat, Netlink, Network, Patch, PortFd,
-    PortSpec, Prefix, RatePatch, Shaping, ShapingState,
+    AntiSpoof, BitRate, Bridge, Direction, HostGuard, IfName, LinkKind, Mac, Nat, NatError, Netlink, Network,
+    Patch, PortFd, PortSpec, Prefix, RatePatch, Shaping, ShapingState,
 };
 
 use super::{NetworkConfig, PortBytes, PortQueue, PortQueues, PortState, Ports, boxed};
@@ -57,13 +57,35 @@ impl KernelPorts {
         let prefixes: Vec<_> = [Some(self.config.ipv4), self.config.ipv6].into_iter().flatten().collect();
         let made = Bridge::ensure(&self.netlink, &self.bridge, &prefixes, None).await;
         made.map_err(failed(format!("cannot make bridge {}", self.bridge)))?;
-        if !self.config.nat {
-            return Ok(());
-        }
-        let bridge = self.bridge.clone();
-        let ensured = tokio::task::spawn_blocking(move || Nat::new().ensure(&bridge, &prefixes)).await;
-        let ensured = ensured.map_err(|cause| Problem::internal("cannot set up NAT", cause))?;
-        ensured.map_err(|cause| Problem::internal("cannot set up NAT", cause).fix("lathe doctor"))
+        let (bridge, config) = (self.bridge.clone(), self.config.clone());
+        let rules = tokio::task::spawn_blocking(move || {
+            if config.nat {
+                Nat::new().ensure(&bridge, &prefixes).map_err(no_rules("cannot set up NAT"))?;
+            }
+            guard_host(&bridge, &config)
+        });
+        rules.await.map_err(|cause| Problem::internal("cannot set up the machines' network", cause))?
+    }
+}
+
+fn no_rules(what: &str) -> impl FnOnce(NatError) -> Problem {
+    move |cause| Problem::internal(what, cause).fix("lathe doctor")
+}
+
+/// Machines reach of the host what is configured. Blocks.
+fn guard_host(bridge: &IfName, config: &NetworkConfig) -> Result<(), Problem> {
+    let guard = HostGuard::new();
+    if config.guard_host {
+        return guard.ensure(bridge, &config.host_services).map_err(|cause| {
+            let fix = "sudo apt install nftables; or set [network] guard_host = false";
+            Problem::internal("cannot keep machines from the host's services", cause).fix(fix)
+        });
+    }
+    match guard.remove() {
+        Ok(_) => Ok(()),
+        // Without nft there are no rules either.
+        Err(NatError::Run { .. }) if !config.nat => Ok(()),
+        Err(cause) => Err(no_rules("cannot open the host's services to machines")(cause)),
     }
 }
 

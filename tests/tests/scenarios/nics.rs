@@ -16,6 +16,7 @@ pub const GROUP: Group = Group {
     scenarios: &[
         ("a_nic_comes_changes_and_goes_while_the_guest_runs", a_nic_comes_changes_and_goes),
         ("a_guest_speaks_with_its_own_addresses_only", a_guest_speaks_with_its_own_addresses_only),
+        ("a_guest_reaches_no_service_of_the_host", a_guest_reaches_no_service_of_the_host),
         ("a_machine_without_network_gets_a_nic", a_machine_without_network_gets_a_nic),
         ("nics_outlive_lathed_and_the_guests_power", nics_outlive_lathed_and_power),
         ("what_cannot_be_is_refused_and_changes_nothing", what_cannot_be_is_refused),
@@ -195,6 +196,35 @@ fn a_guest_speaks_with_its_own_addresses_only(hosts: &Hosts) {
     ping("").expect_ok();
 }
 
+/// Nothing but what is configured, whichever of the host's addresses it asks; and from one restart to the next.
+fn a_guest_reaches_no_service_of_the_host(hosts: &Hosts) {
+    const OPEN: &str = "/etc/lathe/lathe.d/90-open.toml";
+    let host = demo(hosts);
+    answers(&host, "demo");
+    let gateway = "$(ip -4 -o address show lathe0 | awk '{sub(\"/.*\", \"\", $4); print $4; exit}')";
+    let reached = |address: &str, port: u16| {
+        let line = format!(
+            "/usr/lib/lathe/lathe-guest sink {port} >/dev/null & sink=$!
+             until ss -Hltn sport = :{port} | grep -q .; do sleep 0.1; done
+             lathe exec demo -- blast {address} {port} 0.1; status=$?; kill $sink; wait $sink; exit $status"
+        );
+        host.run(&line).status == 0
+    };
+    assert!(reached(gateway, 5330), "what is named is reached");
+    assert!(!reached(gateway, 5340), "what is not named is not");
+    assert!(!reached("10.77.0.1", 5340), "nor at another address of the host");
+    exec(&host, "demo", &format!("ping -c 1 -W 5 {gateway}")).expect_ok();
+    host.run(&format!("echo '[network]\nguard_host = false' >{OPEN} && systemctl restart lathed"))
+        .expect_ok();
+    assert!(reached(gateway, 5340), "without a guard all is reached");
+    host.run(&format!("rm {OPEN} && systemctl restart lathed")).expect_ok();
+    assert!(!reached(gateway, 5340), "it is guarded again");
+    // What is no service is told before lathed is started anew.
+    host.run(&format!("echo '[network]\nhost_services = [\"53\"]' >{OPEN}")).expect_ok();
+    host.run("lathed --check").expect_failure().expect_err("\"53\" is no service");
+    host.run(&format!("rm {OPEN}")).expect_ok();
+}
+
 fn a_machine_without_network_gets_a_nic(hosts: &Hosts) {
     let host = hosts.host(1);
     make(&host, "bare", "--cpu 0.7 --memory 256M --net none");
@@ -211,9 +241,9 @@ fn a_machine_without_network_gets_a_nic(hosts: &Hosts) {
         .run(&format!(
             "{SHELL}
              gateway=$(ip -4 -o address show lathe0 | awk '{{sub(\"/.*\", \"\", $4); print $4; exit}}')
-             /usr/lib/lathe/lathe-guest sink 5410 >/tmp/sink & until ss -Hltn sport = :5410 | grep -q .; do sleep 0.1; done
-             lathe exec bare -- blast $gateway 5410 8 >/dev/null &
-             until ss -Htn state established sport = :5410 | grep -q .; do sleep 0.1; done; sleep 2
+             /usr/lib/lathe/lathe-guest sink 5310 >/tmp/sink & until ss -Hltn sport = :5310 | grep -q .; do sleep 0.1; done
+             lathe exec bare -- blast $gateway 5310 8 >/dev/null &
+             until ss -Htn state established sport = :5310 | grep -q .; do sleep 0.1; done; sleep 2
              begin=$(now) before=$(passed li-bare_1); sleep 4; end=$(now) after=$(passed li-bare_1)
              rate $before $after $begin $end; wait"
         ))

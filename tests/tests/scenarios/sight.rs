@@ -88,9 +88,9 @@ fn a_full_uplink(hosts: &Hosts) {
         .expect_ok()
         .stdout();
     host.run(&format!(
-        "systemd-run --quiet --collect /usr/lib/lathe/lathe-guest sink 5999
-         until ss -Hltn sport = :5999 | grep -q .; do sleep 0.1; done
-         systemd-run --quiet --collect lathe exec net -- blast {} 5999 60",
+        "systemd-run --quiet --collect /usr/lib/lathe/lathe-guest sink 5320
+         until ss -Hltn sport = :5320 | grep -q .; do sleep 0.1; done
+         systemd-run --quiet --collect lathe exec net -- blast {} 5320 60",
         gateway.trim()
     ))
     .expect_ok();
