@@ -118,7 +118,7 @@ pub fn install(channel: &Channel) -> Result<()> {
     let services: Vec<_> = HOST_PORTS.map(|port| format!("\"tcp/{port}\"")).collect();
     let script = format!(
         "set -e; cd /run/lathe-test; tar -C tree -c . | tar -C / -x --keep-directory-symlink; rm -rf tree
-         mkdir -p /etc/lathe/lathe.d; echo '[network]\nhost_services = [{}]' >/etc/lathe/lathe.d/50-test.toml
+         mkdir -p /etc/lathe/lathe.d; echo '[network]\nhost_services = [{}]' >/etc/lathe/lathe.d/40-services.toml
          sh ./postinst configure",
         services.join(", ")
     );

@@ -433,6 +433,10 @@ pub struct DiskView {
     pub source: String,
     /// Its file or device on the host.
     pub path: String,
+    /// What the kernel enforces behind the machine's limit of operations: `164 iops at 254:0` (`io.max` of the machine's cgroup), `none`
+    /// where its file system lies on no block device of its own, empty while there is no limit.
+    #[serde(default)]
+    pub wall: String,
 }
 
 /// Whether the guest has a disk.

@@ -141,7 +141,8 @@ fn line_of(disks: &[DiskView]) -> String {
     let one = |view: &DiskView| {
         let read_only = if view.read_only { " read only" } else { "" };
         let state = if view.state == DiskState::Attached { "" } else { state(view.state) };
-        format!("{} {}{read_only} {state}", view.name, size(view)).trim_end().to_owned()
+        let wall = if view.wall == "none" { ", wall: none" } else { "" };
+        format!("{} {}{read_only} {state}", view.name, size(view)).trim_end().to_owned() + wall
     };
     match disks {
         [] => String::new(),
@@ -233,6 +234,7 @@ mod tests {
             state: DiskState::Detached,
             source: "image tools".to_owned(),
             path: "/x".to_owned(),
+            wall: "none".to_owned(),
         };
         let expected = "NAME   SIZE    STATE     ACCESS     SOURCE       PATH\n\
                         data1  10 GiB  detached  read only  image tools  /x\n";
@@ -240,11 +242,12 @@ mod tests {
             name: "lathe-0".to_owned(),
             state: DiskState::Attached,
             read_only: false,
+            wall: "164 iops at 254:0".to_owned(),
             ..view.clone()
         };
         assert_eq!(
             line_of(&[attached, view.clone()]),
-            "disks     lathe-0 10 GiB, data1 10 GiB read only detached\n"
+            "disks     lathe-0 10 GiB, data1 10 GiB read only detached, wall: none\n"
         );
         assert_eq!(line_of(&[]), "");
         assert_eq!(table(&[view]), expected);

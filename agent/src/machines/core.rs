@@ -20,6 +20,7 @@ use super::sight::Sight;
 use super::spec;
 use super::tiers::Standings;
 use super::uplink::Sharing;
+use super::walls::Walls;
 use crate::api::wire::{EventView, HostResources, SCHEMA};
 use crate::host::Probe;
 use crate::host::books::Books;
@@ -61,6 +62,8 @@ pub struct Core {
     pub(super) shape: watch::Sender<HostResources>,
     pub(super) heartbeat: watch::Sender<Instant>,
     pub(super) enforced: Enforced,
+    /// What stands behind the limits of disks.
+    pub(super) walls: Walls,
     used: Mutex<Shape>,
 }
 
@@ -268,6 +271,7 @@ impl Core {
             shape: watch::Sender::new(resources),
             heartbeat: watch::Sender::new(Instant::now()),
             enforced: Enforced::default(),
+            walls: Walls::default(),
             used: Mutex::new(Shape::default()),
         })
     }

@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use super::core::{Core, DiskUse, Entry, Usage, rate};
 use super::sight::{self, Observation};
-use super::tiers;
+use super::{tiers, walls};
 use crate::host::Consumption;
 use crate::network::{PortBytes, PortQueue, PortQueues};
 
@@ -28,7 +28,7 @@ pub(super) async fn run(core: Arc<Core>) {
     let mut beat = tokio::time::interval(INTERVAL);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before: Option<(Instant, Consumption)> = None;
-    let mut trouble = String::new();
+    let mut troubles = [String::new(), String::new()];
     loop {
         beat.tick().await;
         // Beside each other: one monitor that stands still delays no other machine.
@@ -43,12 +43,15 @@ pub(super) async fn run(core: Arc<Core>) {
             }
         }
         before = host(&core, before);
-        let tiers = tiers::keep(&core).err().unwrap_or_default();
-        // Said when it changes, not every second.
-        if !tiers.is_empty() && tiers != trouble {
-            tracing::warn!("machines' tiers are not all in force: {tiers}");
+        let kept = [("tiers", tiers::keep(&core)), ("walls of their disks", walls::keep(&core))];
+        for ((what, kept), trouble) in kept.into_iter().zip(&mut troubles) {
+            let now = kept.err().unwrap_or_default();
+            // Said when it changes, not every second.
+            if !now.is_empty() && now != *trouble {
+                tracing::warn!("machines' {what} are not all in force: {now}");
+            }
+            *trouble = now;
         }
-        trouble = tiers;
         core.heartbeat.send_replace(Instant::now());
     }
 }

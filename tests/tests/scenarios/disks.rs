@@ -65,8 +65,17 @@ fn a_rate_is_held(host: &Host<'_>, device: &str) {
         "lathe show demo --json >/tmp/shown && jq -e '.disk_operations >= 60 and .disk_read_bytes > 0' /tmp/shown || { cat /tmp/shown; false; }",
     );
     assert!(rate.is_some_and(|rate| (10.0..22.0).contains(&rate)), "{said}");
+    // Twice as many and some more, where they reach the host's own disk.
+    let wall = "cat /sys/fs/cgroup/lathe.slice/lathe-vm@demo.service/machine/io.max";
+    host.run("lathe disk list demo --json").expect_ok().expect_out("104 iops at ");
+    host.wait_until(
+        "the wall stands",
+        Duration::from_secs(10),
+        &format!("{wall} | grep 'riops=104 wiops=104'"),
+    );
     host.run("lathe resize demo --iops unlimited").expect_ok();
     assert!(show(host, "demo")["iops"]["actual"] == 0, "{}", show(host, "demo"));
+    host.wait_until("the wall has gone", Duration::from_secs(10), &format!("! {wall} | grep iops=104"));
 }
 
 fn a_disk_comes_grows_and_goes(hosts: &Hosts) {

@@ -216,6 +216,7 @@ pub fn disk(machine: &str, name: &str) -> DiskView {
         state: DiskState::Attached,
         source: "empty".to_owned(),
         path: format!("/var/lib/lathe/machines/{machine}/disk-{name}.raw"),
+        wall: String::new(),
     }
 }
 
