@@ -53,6 +53,17 @@ pub(crate) async fn redirects(nl: &Netlink, tap: &IfName, index: u32) -> Result<
     Ok(filters(nl, tap, index).await?.iter().flat_map(|f| f.redirects.clone()).collect())
 }
 
+/// Whether [`redirect`] has nothing to do.
+pub(crate) async fn is_redirected(nl: &Netlink, tap: &IfName, index: u32, to: u32) -> Result<bool, Error> {
+    if !has_clsact(nl, tap, index).await? {
+        return Ok(false);
+    }
+    let found = filters(nl, tap, index).await?;
+    let mut redirects = found.iter().filter(|filter| !filter.redirects.is_empty());
+    let ours = redirects.next().is_some_and(|one| one.priority == REDIRECT && one.redirects == [to]);
+    Ok(ours && redirects.next().is_none())
+}
+
 /// Sends the tap's ingress to the link `to` and nowhere else; nothing is touched where it does so already.
 pub(crate) async fn redirect(nl: &Netlink, tap: &IfName, index: u32, to: u32) -> Result<(), Error> {
     ensure_clsact(nl, tap, index).await?;

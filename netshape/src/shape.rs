@@ -16,6 +16,7 @@
 //! A direction that was never limited has no queue at all, and for what comes from the guest no ifb. One that was limited
 //! and is set free gets a rate beyond any device: to take the queue away would drop what is in it.
 
+use futures_util::{join, try_join};
 use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::tc::TcHandle;
 
@@ -76,23 +77,27 @@ impl Shaping {
     /// [`Error::Rate`] before anything is changed; [`Error::NoLink`], [`Error::Kernel`], [`Error::ReadBack`].
     pub async fn apply(nl: &Netlink, tap: &IfName, patch: &RatePatch) -> Result<ShapingState, Error> {
         patch.check()?;
-        let link = nl.link_of_kind(tap, "tun").await?;
-        if let Some(rate) = wanted(patch.to_guest) {
-            let shaped = root_of(nl, tap, link.index).await?.is_some();
-            if shaped || rate != UNLIMITED {
-                shape_link(nl, tap, link.index, rate).await?;
+        let (link, ifb) = links(nl, tap).await?;
+        // Beside each other: most of the time of a change is the way to the kernel and back.
+        let to_guest = async {
+            let Some(rate) = wanted(patch.to_guest) else { return Ok(()) };
+            let seen = look(nl, tap, link.index).await?;
+            if seen.root().is_none() && rate == UNLIMITED {
+                return Ok(());
             }
-        }
-        if let Some(rate) = wanted(patch.from_guest) {
-            let ifb = IfName::ifb_of(tap)?;
-            let there = nl.link(&ifb).await?;
-            if there.is_some() || rate != UNLIMITED {
-                let ifb_link = ensure_ifb(nl, &ifb, there).await?;
-                shape_link(nl, &ifb, ifb_link.index, rate).await?;
-                ingress::redirect(nl, tap, link.index, ifb_link.index).await?;
+            shape_link(nl, tap, link.index, rate, seen).await
+        };
+        let from_guest = async {
+            let Some(rate) = wanted(patch.from_guest) else { return Ok(ifb.clone()) };
+            if ifb.is_none() && rate == UNLIMITED {
+                return Ok(None);
             }
-        }
-        let state = Shaping::read(nl, tap).await?;
+            limit_sender(nl, tap, link.index, rate, ifb.clone()).await.map(Some)
+        };
+        // Both to their end, whatever comes of the other.
+        let (to_guest, from_guest) = join!(to_guest, from_guest);
+        to_guest?;
+        let state = read_both(nl, tap, link.index, from_guest?).await?;
         read_back(tap, patch.to_guest, state.to_guest.rate)?;
         read_back(tap, patch.from_guest, state.from_guest.rate)?;
         Ok(state)
@@ -103,18 +108,27 @@ impl Shaping {
     /// # Errors
     /// [`Error::NoLink`], [`Error::Kernel`].
     pub async fn read(nl: &Netlink, tap: &IfName) -> Result<ShapingState, Error> {
-        let link = nl.link_of_kind(tap, "tun").await?;
-        let to_guest = read_direction(nl, tap, link.index).await?;
-        let ifb = IfName::ifb_of(tap)?;
-        let from_guest = match nl.link(&ifb).await? {
-            // An ifb to which nothing is sent, after a crash half-way, limits nothing.
-            Some(ifb_link) if ingress::redirects(nl, tap, link.index).await?.contains(&ifb_link.index) => {
-                read_direction(nl, &ifb, ifb_link.index).await?
-            }
-            _ => Direction::default(),
-        };
-        Ok(ShapingState { to_guest, from_guest })
+        let (link, ifb) = links(nl, tap).await?;
+        read_both(nl, tap, link.index, ifb).await
     }
+}
+
+/// The tap, and its ifb where it has one.
+async fn links(nl: &Netlink, tap: &IfName) -> Result<(Link, Option<Link>), Error> {
+    let ifb = IfName::ifb_of(tap)?;
+    try_join!(nl.link_of_kind(tap, "tun"), nl.link(&ifb))
+}
+
+async fn read_both(nl: &Netlink, tap: &IfName, index: u32, ifb: Option<Link>) -> Result<ShapingState, Error> {
+    let from_guest = async {
+        let Some(ifb) = ifb else { return Ok(Direction::default()) };
+        let name = IfName::ifb_of(tap)?;
+        let (sent_to, seen) = try_join!(ingress::redirects(nl, tap, index), look(nl, &name, ifb.index))?;
+        // An ifb to which nothing is sent, after a crash half-way, limits nothing.
+        Ok(if sent_to.contains(&ifb.index) { seen.direction() } else { Direction::default() })
+    };
+    let (seen, from_guest) = try_join!(look(nl, tap, index), from_guest)?;
+    Ok(ShapingState { to_guest: seen.direction(), from_guest })
 }
 
 fn wanted(patch: Patch<BitRate>) -> Option<BitRate> {
@@ -143,26 +157,83 @@ fn read_back(tap: &IfName, patch: Patch<BitRate>, shown: Option<BitRate>) -> Res
     })
 }
 
-/// The root HTB, if it is ours.
-async fn root_of(nl: &Netlink, name: &IfName, index: u32) -> Result<Option<TcObject>, Error> {
-    let qdiscs = nl.qdiscs(index).await.map_err(failed("read the queues of", name))?;
-    Ok(qdiscs.into_iter().find(|q| q.kind == HTB && q.handle == ROOT.handle && q.parent == TcHandle::ROOT))
+/// What a link has.
+struct Seen {
+    qdiscs: Vec<TcObject>,
+    classes: Vec<TcObject>,
 }
 
-/// One HTB class with its leaf on a link; changes what is there in place.
-async fn shape_link(nl: &Netlink, name: &IfName, index: u32, rate: BitRate) -> Result<(), Error> {
-    if root_of(nl, name, index).await?.is_none() {
+async fn look(nl: &Netlink, name: &IfName, index: u32) -> Result<Seen, Error> {
+    let (qdiscs, classes) = join!(nl.qdiscs(index), nl.classes(index));
+    Ok(Seen {
+        qdiscs: qdiscs.map_err(failed("read the queues of", name))?,
+        classes: classes.map_err(failed("read the classes of", name))?,
+    })
+}
+
+impl Seen {
+    /// The root HTB, if it is ours.
+    fn root(&self) -> Option<&TcObject> {
+        let ours = |q: &&TcObject| q.kind == HTB && q.handle == ROOT.handle && q.parent == TcHandle::ROOT;
+        self.qdiscs.iter().find(ours)
+    }
+
+    fn direction(&self) -> Direction {
+        let Some(root) = self.root() else { return Direction::default() };
+        let class = self.classes.iter().find(|c| c.handle == CLASS.handle);
+        let rate = class
+            .and_then(|c| HtbClass::parse(&c.options).ok())
+            .map(|c| BitRate(c.rate_bytes_per_sec.saturating_mul(8)));
+        Direction {
+            rate: rate.filter(|rate| *rate < UNLIMITED),
+            bytes: root.bytes,
+            packets: root.packets,
+            drops: root.drops,
+            overlimits: root.overlimits,
+            backlog_bytes: root.backlog_bytes,
+            queued_packets: root.queued_packets,
+        }
+    }
+}
+
+/// One HTB class with its leaf on a link that has what was `seen`; changes what is there in place.
+async fn shape_link(
+    nl: &Netlink,
+    name: &IfName,
+    index: u32,
+    rate: BitRate,
+    mut seen: Seen,
+) -> Result<(), Error> {
+    if seen.root().is_none() {
         let options =
             HtbQdisc { default_class: CLASS.handle.minor.into(), rate2quantum: RATE2QUANTUM }.to_bytes();
         nl.set_qdisc(index, ROOT, HTB, Some(options), Existing::Replace)
             .await
             .map_err(failed("add an HTB queue to", name))?;
+        seen = look(nl, name, index).await?;
     }
     let class = class_of(rate, rate, QUANTUM_BYTES, 0);
-    let classes = nl.classes(index).await.map_err(failed("read the classes of", name))?;
-    ensure_class(nl, name, index, (CLASS, class), &classes).await?;
-    let qdiscs = nl.qdiscs(index).await.map_err(failed("read the queues of", name))?;
-    set_leaf(nl, name, index, (LEAF, rate), &qdiscs).await
+    ensure_class(nl, name, index, (CLASS, class), &seen.classes).await?;
+    set_leaf(nl, name, index, (LEAF, rate), &seen.qdiscs).await
+}
+
+/// What the tap's guest sends, limited on its ifb, which is made where there is none.
+async fn limit_sender(
+    nl: &Netlink,
+    tap: &IfName,
+    index: u32,
+    rate: BitRate,
+    there: Option<Link>,
+) -> Result<Link, Error> {
+    let name = IfName::ifb_of(tap)?;
+    let ifb = ensure_ifb(nl, &name, there).await?;
+    let (arrives, seen) =
+        try_join!(ingress::is_redirected(nl, tap, index, ifb.index), look(nl, &name, ifb.index))?;
+    shape_link(nl, &name, ifb.index, rate, seen).await?;
+    if !arrives {
+        ingress::redirect(nl, tap, index, ifb.index).await?;
+    }
+    Ok(ifb)
 }
 
 async fn ensure_ifb(nl: &Netlink, name: &IfName, there: Option<Link>) -> Result<Link, Error> {
@@ -183,22 +254,4 @@ async fn ensure_ifb(nl: &Netlink, name: &IfName, there: Option<Link>) -> Result<
         nl.set_link(link.index, &change).await.map_err(failed("bring up", name))?;
     }
     Ok(link)
-}
-
-async fn read_direction(nl: &Netlink, name: &IfName, index: u32) -> Result<Direction, Error> {
-    let Some(root) = root_of(nl, name, index).await? else { return Ok(Direction::default()) };
-    let classes = nl.classes(index).await.map_err(failed("read the classes of", name))?;
-    let class =
-        classes.iter().find(|c| c.handle == CLASS.handle).and_then(|c| HtbClass::parse(&c.options).ok());
-    let rate =
-        class.map(|c| BitRate(c.rate_bytes_per_sec.saturating_mul(8))).filter(|rate| *rate < UNLIMITED);
-    Ok(Direction {
-        rate,
-        bytes: root.bytes,
-        packets: root.packets,
-        drops: root.drops,
-        overlimits: root.overlimits,
-        backlog_bytes: root.backlog_bytes,
-        queued_packets: root.queued_packets,
-    })
 }
