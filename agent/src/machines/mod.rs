@@ -17,7 +17,7 @@
 //! | `core`, `view`, `sample` | what machines share, what is shown, what is used |
 //! | [`enforced`] | how long it takes until what is decided is in force |
 //! | `tiers` | what the kernel is told about who comes first |
-//! | `walls` | what stands behind the limit of their disks |
+//! | `iomax` | what stands behind the limit of their disks |
 //! | `sight` | whether they get what they are granted while they want it |
 //! | [`uplink`] | the host's uplink shared between them |
 //!
@@ -32,6 +32,7 @@ mod disks;
 pub mod enforced;
 pub mod files;
 pub mod guest;
+mod iomax;
 mod launch;
 pub mod life;
 mod nics;
@@ -45,7 +46,6 @@ mod start;
 mod tiers;
 pub mod uplink;
 mod view;
-mod walls;
 
 #[cfg(test)]
 mod disks_tests;

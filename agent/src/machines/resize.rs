@@ -25,7 +25,7 @@ use super::record::{Back, Booted, Desired, Record};
 use super::shape::{
     self, AtDeadline, Effect, Ended, Event, Force, Holds, Operation, Outcome, Report, Standing, Step,
 };
-use super::{guest, spec, view, walls};
+use super::{guest, iomax, spec, view};
 use crate::api::wire::{DeadlineAction, OperationView, ResizeOutcome, ResizeRequest, ResizeView, Tier};
 use crate::monitor::MonitorError;
 use crate::problem::{Kind, Problem};
@@ -653,7 +653,7 @@ async fn take_step(actor: &mut Actor, number: u64, step: Step, decided: Instant)
             return None;
         }
         Step::SetIops(iops) => {
-            walls::make_room(&actor.core, &actor.entry, iops);
+            iomax::make_room(&actor.core, &actor.entry, iops);
             Command::SetDiskRates(DiskRates { iops, bytes_per_sec: 0 })
         }
         Step::PrepareCpus(count) => Command::PrepareCpus { count },

@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use super::core::{Core, DiskUse, Entry, Usage, rate};
 use super::sight::{self, Observation};
-use super::{tiers, walls};
+use super::{iomax, tiers};
 use crate::host::Consumption;
 use crate::network::{PortBytes, PortQueue, PortQueues};
 
@@ -43,7 +43,7 @@ pub(super) async fn run(core: Arc<Core>) {
             }
         }
         before = host(&core, before);
-        let kept = [("tiers", tiers::keep(&core)), ("walls of their disks", walls::keep(&core))];
+        let kept = [("tiers", tiers::keep(&core)), ("walls of their disks", iomax::keep(&core))];
         for ((what, kept), trouble) in kept.into_iter().zip(&mut troubles) {
             let now = kept.err().unwrap_or_default();
             // Said when it changes, not every second.

@@ -8,7 +8,7 @@ use lathe_shard::Bytes;
 use super::super::core::Core;
 use super::super::life::Life;
 use super::super::record::{Disk, Drive, Link, Record};
-use super::super::{files, spec, view, walls};
+use super::super::{files, iomax, spec, view};
 use super::{DiskChange, RELEASE_SEC};
 use crate::api::wire::{DiskAddRequest, DiskSource, DiskState, DiskView, MachineState, PlanStep, SCHEMA};
 use crate::problem::{Kind, Problem};
@@ -105,7 +105,7 @@ pub(super) fn view_of(core: &Core, record: &Record, drive: &Drive, plugged: &BTr
         boots: record.boots_from(&drive.name),
         state,
         source,
-        wall: walls::word(record.desired.iops, &path),
+        wall: iomax::word(record.desired.iops, &path),
         path: path.to_string_lossy().into_owned(),
     }
 }
