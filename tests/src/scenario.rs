@@ -554,6 +554,8 @@ impl Runner {
         println!("\nrunning {} scenarios of {}, on {} host(s)", scenarios.len(), group.name, group.hosts);
         let same = |shared: &(usize, bool, Hosts)| (shared.0, shared.1) == (group.hosts, group.lathe);
         let mut hosts = self.shared.take().filter(same).map(|(.., hosts)| hosts);
+        // Fresh ones come where that fails.
+        hosts = hosts.filter(|hosts| !group.lathe || without_machines(hosts));
         for (place, (name, body)) in scenarios.iter().enumerate() {
             let begun = Instant::now();
             let until = if place == 0 { self.until } else { share };
@@ -708,6 +710,13 @@ impl Drop for Hosts {
         // What stays is removed by the next run.
         let _ = fs::remove_dir_all(self.set.directory());
     }
+}
+
+/// Takes the machines away that the group before has left: not all of its scenarios have run, perhaps, and each makes what it misses.
+fn without_machines(hosts: &Hosts) -> bool {
+    const LINE: &str = "lathe list --json | jq -r '.machines[].name' | while read -r name; do lathe rm $name --force --purge || exit 1; done";
+    let away = |host: Host<'_>| host.run(LINE).status == 0;
+    catch_unwind(AssertUnwindSafe(|| hosts.all().into_iter().all(away))).unwrap_or(false)
 }
 
 fn attempt_once(body: Body, hosts: &Hosts) -> Verdict {

@@ -1,5 +1,6 @@
 //! All scenarios and benchmarks. `tests/run scenario NAME…` and `tests/run bench NAME…` choose among them.
 
+mod bandwidth;
 mod bench;
 mod books;
 mod cluster;
@@ -53,6 +54,7 @@ const GROUPS: &[Group] = &[
     sight::GROUP,
     monitor::DEBIAN,
     exactness::GROUP,
+    bandwidth::GROUP,
     steps::GROUP,
     sight::NET,
     promises::GROUP,
