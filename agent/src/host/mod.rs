@@ -7,7 +7,7 @@ pub mod books;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::problem::Problem;
 
@@ -20,6 +20,25 @@ pub struct Capacity {
     pub memory_bytes: u64,
     /// Bytes of the file system that holds the state directory.
     pub disk_bytes: u64,
+}
+
+/// The host's memory at a moment.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryNow {
+    /// What new programs could get without swapping, bytes (`MemAvailable` of proc_meminfo(5)).
+    pub available_bytes: u64,
+    /// How long some task has waited for memory since the host booted, microseconds (psi.rst); 0 where the kernel does not measure it.
+    pub stalled_usec: u64,
+    /// When it was read.
+    pub at: Instant,
+}
+
+impl MemoryNow {
+    /// Thousandths of the time since `before` in which some task waited for memory.
+    pub fn stalled_permille_since(&self, before: &Self) -> u64 {
+        let elapsed = u64::try_from((self.at - before.at).as_micros()).unwrap_or(u64::MAX).max(1);
+        (self.stalled_usec.saturating_sub(before.stalled_usec).saturating_mul(1000) / elapsed).min(1000)
+    }
 }
 
 /// Cumulative and present consumption of the whole host.
@@ -61,6 +80,18 @@ impl Probe {
         let memory_bytes = meminfo(&self.read("proc/meminfo")?, "MemTotal:");
         let (disk_bytes, _) = self.disk()?;
         Ok(Capacity { cpu_milli: cpus * 1000, memory_bytes, disk_bytes })
+    }
+
+    /// How much memory is left, and how long tasks have waited for some.
+    ///
+    /// # Errors
+    /// When `/proc/meminfo` cannot be read.
+    pub fn memory(&self) -> Result<MemoryNow, Problem> {
+        let available_bytes = meminfo(&self.read("proc/meminfo")?, "MemAvailable:");
+        let stalled = fs::read_to_string(self.root.join("proc/pressure/memory")).unwrap_or_default();
+        let total = stalled.lines().next().and_then(|line| line.split_once("total="));
+        let stalled_usec = total.and_then(|(_, usec)| usec.trim().parse().ok()).unwrap_or(0);
+        Ok(MemoryNow { available_bytes, stalled_usec, at: Instant::now() })
     }
 
     /// What it uses.

@@ -17,6 +17,7 @@
 //! | `core`, `view`, `sample` | what machines share, what is shown, what is used |
 //! | [`enforced`] | how long it takes until what is decided is in force |
 //! | `tiers` | what the kernel is told about who comes first |
+//! | `relief` | memory that harvest machines give back while the host is short of it |
 //! | `iomax` | what stands behind the limit of their disks |
 //! | `sight` | whether they get what they are granted while they want it |
 //! | [`uplink`] | the host's uplink shared between them |
@@ -37,6 +38,7 @@ mod launch;
 pub mod life;
 mod nics;
 pub mod record;
+mod relief;
 mod resize;
 mod sample;
 pub mod shape;

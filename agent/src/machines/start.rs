@@ -13,7 +13,7 @@ use super::config::{CoreConfig, LauncherKind};
 use super::core::{Core, Parts};
 use super::life::Life;
 use super::record::Record;
-use super::{files, sample, uplink};
+use super::{files, relief, sample, uplink};
 use crate::host::Probe;
 use crate::host::books::{Books, Reserve};
 use crate::launcher::Launcher;
@@ -88,6 +88,7 @@ pub(super) async fn start_with(
     core.store.apply(Change::Fact("boot_id", core.boot_id.clone())).await?;
     tokio::spawn(sample::run(Arc::clone(&core)));
     tokio::spawn(uplink::run(Arc::clone(&core)));
+    tokio::spawn(relief::run(Arc::clone(&core)));
     Ok(core)
 }
 

@@ -17,6 +17,7 @@ pub const GROUP: Group = Group {
         ("a_tier_is_in_force_in_the_kernel", a_tier_is_in_force_in_the_kernel),
         ("what_systemd_writes_anew_is_corrected", what_systemd_writes_anew_is_corrected),
         ("harvest_gives_way_and_takes_what_is_idle", harvest_gives_way_and_takes_what_is_idle),
+        ("harvest_gives_memory_back_that_the_host_lacks", harvest_gives_memory_back),
         ("a_guaranteed_machine_gets_its_grant", a_guaranteed_machine_gets_its_grant),
         ("no_promise_breaks_a_guarantee", no_promise_breaks_a_guarantee),
     ],
@@ -217,4 +218,48 @@ fn no_promise_breaks_a_guarantee(hosts: &Hosts) {
         .expect_failure()
         .expect_err("must be 1.0");
     settled(&host).expect_agreement();
+}
+
+/// A guest full of page cache, and a host whose own programs take all but a fraction of its reserve.
+fn harvest_gives_memory_back(hosts: &Hosts) {
+    const MACHINE: u64 = 1024;
+    const CACHED: u64 = 600;
+    /// Half of the reserve is 256 MiB.
+    const LEFT_MIB: u64 = 150;
+    let host = hosts.host(1);
+    make(&host, "lent", &format!("--memory {MACHINE}M --cpu 1 --net none --tier harvest"));
+    make(&host, "sure", "--memory 128M --cpu 0.5 --net none");
+    host.preparing(|| host.run(&format!("lathe disk add lent --size {CACHED}M")).expect_ok());
+    let read = format!(
+        "lathe exec lent -- sh -c 'until [ -e /dev/vda ]; do sleep 0.1; done; dd if=/dev/vda of=/dev/null bs=1M; grep Cached /proc/meminfo'"
+    );
+    host.preparing(|| host.run(&read).expect_ok());
+    let before = show(&host, "lent")["memory"]["granted"].as_u64().unwrap_or(0);
+    assert!(before == MACHINE * MIB, "{}", show(&host, "lent"));
+    let available = "awk '/^MemAvailable:/ { print int($2 / 1024) }' /proc/meminfo";
+    // Pages of a tmpfs can go nowhere on a host without swap.
+    host.run("mkdir -p /run/eaten && mount -t tmpfs -o size=4G tmpfs /run/eaten").expect_ok();
+    let eating = host.start(&format!("fallocate -l $(($({available}) - {LEFT_MIB}))M /run/eaten/all"));
+    let waited = host.run_within(
+        Duration::from_secs(100),
+        &format!(
+            "until [ $({available}) -lt 256 ]; do sleep 0.05; done; begun=$(date +%s%N)
+             until [ $({available}) -ge 256 ]; do sleep 0.05; done; echo $((($(date +%s%N) - begun) / 1000000))"
+        ),
+    );
+    hosts.note(&format!("what the host lacked was back after {} ms", waited.expect_ok().stdout().trim()));
+    eating.finish().expect_ok();
+    host.run("umount /run/eaten").expect_ok();
+    let after = show(&host, "lent");
+    assert!(after["memory"]["granted"].as_u64().is_some_and(|now| now < before), "{after}");
+    assert!(after["memory"]["actual"].as_u64().is_some_and(|now| now >= 64 * MIB), "{after}");
+    host.run("journalctl -u lathed --since=-5min | grep 'harvest gives way'")
+        .expect_ok()
+        .expect_out("lent has ");
+    assert!(show(&host, "sure")["memory"]["granted"] == 128 * MIB, "{}", show(&host, "sure"));
+    // It would have it back by itself later.
+    host.run("lathe show lent").expect_ok().expect_out("1 GiB");
+    host.run(&format!("lathe resize lent --memory {MACHINE}M")).expect_ok();
+    settled(&host).expect_agreement();
+    away(&host, &["lent", "sure"]);
 }
