@@ -142,6 +142,17 @@ fn read_list(path: &Path) -> Result<Option<CpuList>, Error> {
     Ok(Some(list).filter(|list| !list.0.is_empty()))
 }
 
+/// CPUs that threads of any group may really run on, such as of the parent of machines' units; `None` where the group or its controller is not.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::Content`].
+pub fn effective(group: &Path) -> Result<Option<CpuList>, Error> {
+    match read_list(&group.join("cpuset.cpus.effective")) {
+        Err(Error::Lacks { .. }) => Ok(None),
+        read => read,
+    }
+}
+
 /// Reads one group.
 pub(crate) fn read(group: &Path) -> Result<Cpuset, Error> {
     Ok(Cpuset {
@@ -191,6 +202,13 @@ mod tests {
         assert_eq!(set(&group, &cpus(Patch::Unlimited)).expect("as the parent").cpus, None);
         assert_eq!(content(&group.join("cpuset.cpus")), "");
         assert!(matches!(set(&group, &cpus(Patch::Set(CpuList::default()))), Err(Error::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn what_is_effective_is_told_of_any_group() {
+        let fixture = Fixture::new();
+        assert_eq!(effective(&fixture.unit()).expect("readable"), Some(list("0-7")));
+        assert_eq!(effective(&fixture.unit().join("nobody")).expect("an answer"), None);
     }
 
     #[test]

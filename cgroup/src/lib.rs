@@ -1,7 +1,7 @@
 //! Cgroup v2 mechanism of Lathe, one file per controller.
 //!
-//! Everything here works below **one delegated cgroup**, whose path is an argument. Nothing above it is ever read for a
-//! decision, nothing of it written but the few files that [`standing`] names, no policy is known (what share, which tier: the agent's business), nothing is remembered: the
+//! Everything here works below **one delegated cgroup**, whose path is an argument. Nothing above it is read for a
+//! decision but what [`cpuset::effective`] tells, nothing of it written but the few files that [`standing`] names, no policy is known (what share, which tier: the agent's business), nothing is remembered: the
 //! kernel's files are the state, so that an agent that was restarted finds everything again.
 //!
 //! ```text

@@ -285,12 +285,32 @@ impl MachineTree {
         pids::read(&self.machine)
     }
 
-    /// Changes which CPUs the vCPU threads may run on; returns what the kernel shows. The monitor's other threads keep the whole host.
+    /// Changes which CPUs the machine may run on, vCPUs and all other threads of the monitor; returns what was asked for, and what holds for
+    /// the vCPUs. Where one of the two groups of threads has a narrower list of its own, that is changed as well.
     ///
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::Lacks`] where the delegation has no cpuset, [`Error::Write`], [`Error::ReadBack`].
-    pub fn set_vcpu_cpus(&self, cpus: Patch<CpuList>) -> Result<Cpuset, Error> {
-        cpuset::set(&self.vcpu, &CpusetPatch { cpus, mems: Patch::Keep })
+    pub fn set_cpus(&self, cpus: &Patch<CpuList>) -> Result<Cpuset, Error> {
+        let patch = |cpus: &Patch<CpuList>| CpusetPatch { cpus: cpus.clone(), mems: Patch::Keep };
+        let machine = cpuset::set(&self.machine, &patch(cpus))?;
+        for threads in [&self.vcpu, &self.vmm] {
+            // Groups that have none follow the machine's.
+            if let (Some(own), Some(wanted)) = (cpuset::read(threads)?.cpus, &machine.cpus)
+                && own != *wanted
+            {
+                cpuset::set(threads, &patch(&Patch::Set(wanted.clone())))?;
+            }
+        }
+        self.cpus()
+    }
+
+    /// Which CPUs the machine was given, and which its vCPUs run on.
+    ///
+    /// # Errors
+    /// [`Error::Lacks`], [`Error::Read`], [`Error::Content`].
+    pub fn cpus(&self) -> Result<Cpuset, Error> {
+        let asked = cpuset::read(&self.machine)?.cpus;
+        Ok(Cpuset { cpus: asked, effective: cpuset::read(&self.vcpu)?.effective })
     }
 
     /// Changes the wall of one block device; returns what the kernel shows.

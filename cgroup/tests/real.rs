@@ -129,9 +129,9 @@ fn walls_and_places(tree: &MachineTree) -> Tested {
         None => println!("no wall was tried: this host has no disk"),
     }
     if tree.machine().join("cpuset.cpus").exists() {
-        let set = tree.set_vcpu_cpus(Patch::Set([0].into_iter().collect()))?;
+        let set = tree.set_cpus(&Patch::Set([0].into_iter().collect()))?;
         assert_eq!(set.effective.to_string(), "0");
-        let all = tree.set_vcpu_cpus(Patch::Unlimited)?.effective;
+        let all = tree.set_cpus(&Patch::Unlimited)?.effective;
         assert!(all.0.contains(&0) && all.0.len() == std::thread::available_parallelism()?.get(), "{all}");
     } else {
         println!("no CPU was chosen: this delegation has no cpuset");

@@ -45,11 +45,13 @@
 //! Errors have status 4xx/5xx and [`ErrorBody`]. Status codes: 400 bad request, 403 not permitted, 404 no such thing, 409 conflict
 //! (name taken, revision, in use, wrong state), 422 more than the host has or the guest can, 500 our fault, 503 not ready.
 
+mod tier;
 mod uplink;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::tier::{Cores, CpusView, Tier};
 pub use self::uplink::{UplinkMachine, UplinkRequest, UplinkShare, UplinkView};
 
 /// Value of every `schema` field.
@@ -102,6 +104,9 @@ pub struct MachineView {
     /// What is in force now; `null` while it is off, and where the host cannot put it in force.
     #[serde(default)]
     pub tier_actual: Option<Tier>,
+    /// The host's CPUs that it runs on.
+    #[serde(default)]
+    pub cpus: CpusView,
     /// vCPUs.
     pub vcpus: u32,
     /// Addresses with prefix length, of all its nics in order.
@@ -257,44 +262,6 @@ pub enum RestartPolicy {
     Always,
 }
 
-/// What happens to a machine when shards are short. In the order of what it is promised.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
-)]
-#[serde(rename_all = "kebab-case")]
-pub enum Tier {
-    /// It takes CPU that nobody else wants, up to its grant, and is promised none.
-    Harvest,
-    /// It shares with other machines of its tier what is left beside the guaranteed ones.
-    #[default]
-    Standard,
-    /// It gets its grant always.
-    Guaranteed,
-}
-
-impl Tier {
-    /// As people and JSON write it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Harvest => "harvest",
-            Self::Standard => "standard",
-            Self::Guaranteed => "guaranteed",
-        }
-    }
-
-    /// Its number in plans, 0 to 2.
-    pub fn rank(self) -> u64 {
-        match self {
-            Self::Harvest => 0,
-            Self::Standard => 1,
-            Self::Guaranteed => 2,
-        }
-    }
-
-    /// All of them, by rank.
-    pub const ALL: [Self; 3] = [Self::Harvest, Self::Standard, Self::Guaranteed];
-}
-
 /// What a machine does whose guest is in trouble: its kernel has panicked, or its watchdog has expired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -337,6 +304,9 @@ pub struct RunRequest {
     /// What happens to it when shards are short.
     #[serde(default)]
     pub tier: Tier,
+    /// Whether it has the host's cores to itself: then `cpu_milli` is whole CPUs, and `tier` is `guaranteed`.
+    #[serde(default)]
+    pub cores: Cores,
     /// Boot an imported image (its disk is copied to a private one).
     pub image: Option<String>,
     /// Upload id of a kernel; otherwise the host's own.
@@ -702,7 +672,7 @@ pub struct PlanView {
 /// One step of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PlanStep {
-    /// `cpu`, `memory`, `net`, `iops`, `tier`, `disk`, `nic`, `machine`.
+    /// `cpu`, `memory`, `net`, `iops`, `tier`, `cores`, `disk`, `nic`, `machine`.
     pub resource: String,
     /// In the resource's unit; of `tier` 0 is harvest, 1 standard, 2 guaranteed.
     pub from: u64,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use lathe_shard::{BitRate, Bytes, Change, Iops, MilliCpu};
 
-use crate::api::wire::{OnTrouble, RestartPolicy, Tier};
+use crate::api::wire::{Cores, OnTrouble, RestartPolicy, Tier};
 use crate::problem::{Kind, Problem};
 
 /// Where lathed listens unless told otherwise.
@@ -181,6 +181,9 @@ pub struct RunArgs {
     /// What happens to it when shards are short
     #[arg(long, value_enum, default_value_t = TierWord::Standard)]
     pub tier: TierWord,
+    /// Whether it has whole cores of the host to itself, as many as --cpu; needs --tier guaranteed
+    #[arg(long, value_enum, default_value_t = CoresWord::Shared)]
+    pub cores: CoresWord,
     /// Boot this imported image
     #[arg(long, value_name = "IMAGE", conflicts_with_all = ["kernel", "initrd", "disk"])]
     pub image: Option<String>,
@@ -236,6 +239,24 @@ fn net(text: &str) -> Result<Net, String> {
         Ok(Net::None)
     } else {
         text.parse().map(Net::Rate).map_err(|error: lathe_shard::ParseAmountError| error.to_string())
+    }
+}
+
+/// `--cores`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CoresWord {
+    /// It runs on whatever CPU is free
+    Shared,
+    /// No other machine runs on its cores
+    Dedicated,
+}
+
+impl From<CoresWord> for Cores {
+    fn from(cores: CoresWord) -> Self {
+        match cores {
+            CoresWord::Shared => Self::Shared,
+            CoresWord::Dedicated => Self::Dedicated,
+        }
     }
 }
 

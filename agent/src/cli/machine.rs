@@ -8,8 +8,8 @@ use hyper::Method;
 use lathe_shard::{BitRate, Bytes, Iops, MilliCpu};
 
 use crate::api::wire::{
-    Amounts, DiskSource, MachineList, MachineState, MachineView, OnTrouble, PlanView, Removed, RunRequest,
-    StopRequest, Tier, Upload,
+    Amounts, Cores, DiskSource, MachineList, MachineState, MachineView, OnTrouble, PlanView, Removed,
+    RunRequest, StopRequest, Tier, Upload,
 };
 use crate::cli::args::{ListArgs, LogsArgs, Net, RmArgs, RunArgs, SortBy, StopArgs};
 use crate::cli::client::Client;
@@ -95,6 +95,7 @@ async fn run_request(uploads: &mut Uploads<'_>, args: &RunArgs) -> Result<RunReq
         net: args.net != Some(Net::None),
         iops: args.iops.map(|Iops(iops)| iops),
         tier: args.tier.into(),
+        cores: args.cores.into(),
         image: args.image.clone(),
         kernel: uploads.send_if_any(args.kernel.as_deref()).await?,
         initrd: uploads.send_if_any(args.initrd.as_deref()).await?,
@@ -285,6 +286,7 @@ fn show_text(view: &MachineView) -> String {
     text.push_str(&table.render());
     text.push_str(&delivered_lines(view));
     text.push_str(&tier_line(view));
+    text.push_str(&cores_line(view));
     text.push_str(&format!("source    {}\n", view.source));
     text.push_str(&format!(
         "vcpus     {}   held back {} in all\n",
@@ -324,6 +326,17 @@ fn tier_line(view: &MachineView) -> String {
         _ => String::new(),
     };
     format!("tier      {}{but}\n", view.tier.word())
+}
+
+/// The cores that it has to itself, and what there is to say of where it runs.
+fn cores_line(view: &MachineView) -> String {
+    let cpus = &view.cpus;
+    match (cpus.cores, &cpus.actual, cpus.problem.as_str()) {
+        (Cores::Shared, _, "") => String::new(),
+        (cores, _, problem) if !problem.is_empty() => format!("cores     {}   but {problem}\n", cores.word()),
+        (cores, Some(actual), _) => format!("cores     {}   CPUs {actual} of the host\n", cores.word()),
+        (cores, None, _) => format!("cores     {}\n", cores.word()),
+    }
 }
 
 /// A line for each resource that it asked for lately, and one for what it stood waiting for.

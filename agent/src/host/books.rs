@@ -12,13 +12,18 @@
 //! | memory, disk | (S + H) ÷ f while G = 0, else G + S + H | what somebody has written cannot be taken back when a guarantee needs it |
 //! | network | G + S + H, while the uplink is shared | a class of the uplink is sure of its rate, whatever the tier |
 //!
+//! Whole cores that a machine has to itself are guaranteed CPU, and something that [`placement`] can find a place for, beside all others'.
+//!
 //! Booked ≤ capacity − reserve after every promise, so G never exceeds that: no sequence of promises breaks a guarantee or touches the reserve.
 
 use std::collections::BTreeMap;
 
+use lathe_cgroup::CpuList;
 use lathe_shard::{BitRate, Bytes, MilliCpu, Shape};
 
 use super::Capacity;
+use super::placement::{self, Placement, Wish};
+use super::topology::Topology;
 use crate::api::wire::{HostAmounts, HostResources, Tier};
 use crate::problem::{Kind, Problem};
 
@@ -71,12 +76,14 @@ pub struct Grant {
     tier: Tier,
     /// The most CPU as each tier: what is lent is never both much and firm because it was one and shall be the other.
     cpu: [MilliCpu; 3],
+    /// CPUs that it has to itself, in whole cores.
+    alone: u64,
 }
 
 impl Grant {
     /// This much, this firmly.
     pub fn new(shape: Shape, tier: Tier) -> Self {
-        Self { shape, tier, cpu: [MilliCpu(0); 3] }.or(tier, shape.cpu)
+        Self { shape, tier, cpu: [MilliCpu(0); 3], alone: 0 }.or(tier, shape.cpu)
     }
 
     /// Or this much CPU, this firmly; of all else no more than was said.
@@ -86,6 +93,17 @@ impl Grant {
         let most = &mut self.cpu[place(tier)];
         *most = cpu.max(*most);
         self
+    }
+
+    /// And so many CPUs to itself.
+    pub fn alone(mut self, cpus: u64) -> Self {
+        self.alone = cpus;
+        self
+    }
+
+    /// CPUs that it has to itself.
+    pub fn cpus_alone(&self) -> u64 {
+        self.alone
     }
 
     /// The most of each resource.
@@ -129,6 +147,9 @@ pub struct Books {
     reserved: Shape,
     overcommit: Overcommit,
     granted: BTreeMap<String, Grant>,
+    /// As configured; more is kept back while machines may not use all CPUs.
+    reserve_cpu: MilliCpu,
+    topology: Topology,
     revision: u64,
 }
 
@@ -253,6 +274,8 @@ impl Books {
             reserved: shape(reserve.cpu_milli, reserve.memory_bytes, reserve.disk_bytes),
             overcommit,
             granted: BTreeMap::new(),
+            reserve_cpu: MilliCpu(reserve.cpu_milli),
+            topology: Topology::default(),
             revision: 1,
         }
     }
@@ -274,6 +297,71 @@ impl Books {
         let before = (self.capacity.net, self.reserved.net);
         (self.capacity.net, self.reserved.net) = (BitRate(capacity), BitRate(reserved));
         self.revision += u64::from(before != (self.capacity.net, self.reserved.net));
+    }
+
+    /// The host has these CPUs now: capacity is what is online, and what machines may not use of it is the host's. What is promised stays
+    /// promised.
+    pub fn set_topology(&mut self, topology: Topology) {
+        let milli = |cpus: u64| MilliCpu(cpus.saturating_mul(1000));
+        let before = (self.capacity.cpu, self.reserved.cpu);
+        self.capacity.cpu = milli(topology.online());
+        self.reserved.cpu = self.reserve_cpu.max(milli(topology.outside));
+        self.topology = topology;
+        self.revision += u64::from(before != (self.capacity.cpu, self.reserved.cpu));
+    }
+
+    /// The CPUs that machines may use.
+    pub fn cpus(&self) -> CpuList {
+        self.topology.cpus()
+    }
+
+    /// How many CPUs are online.
+    pub fn online(&self) -> u64 {
+        self.topology.online()
+    }
+
+    /// Where machines that have cores to themselves find them; `now` is where they stand.
+    pub fn place(&self, now: &BTreeMap<String, CpuList>) -> Placement {
+        let wishes = self.wishes(|name| now.get(name).cloned());
+        placement::place(&self.topology, self.reserve_cpu.0, &wishes)
+    }
+
+    fn wishes(&self, now: impl Fn(&str) -> Option<CpuList>) -> BTreeMap<String, Wish> {
+        let alone = self.granted.iter().filter(|(_, grant)| grant.alone > 0);
+        alone.map(|(name, grant)| (name.clone(), Wish { cpus: grant.alone, now: now(name) })).collect()
+    }
+
+    /// What takes no more cores than before is never refused.
+    ///
+    /// # Errors
+    /// `cores-over-capacity`.
+    fn check_cores(&self, name: &str, grant: Grant) -> Result<(), Problem> {
+        if grant.alone <= self.held(name).alone {
+            return Ok(());
+        }
+        let mut wishes = self.wishes(|_| None);
+        wishes.insert(name.to_owned(), Wish { cpus: grant.alone, now: None });
+        if placement::place(&self.topology, self.reserve_cpu.0, &wishes).refused.is_empty() {
+            return Ok(());
+        }
+        wishes.remove(name);
+        let most = placement::dedicable_cpus(&self.topology, self.reserve_cpu.0);
+        let taken: u64 = wishes.values().map(|wish| wish.cpus).sum();
+        let all = self.topology.cpus().0.len() as u64;
+        let message = format!(
+            "{name} cannot have {} CPUs to itself: {all} in the host for machines, {taken} taken as whole cores, {} kept for all others",
+            grant.alone,
+            all.saturating_sub(most),
+        );
+        let thread = self.topology.cores.iter().map(|core| core.cpus.0.len() as u64).max().unwrap_or(1);
+        let free = most.saturating_sub(taken);
+        let detail = match thread {
+            1 => format!("at most {free} now"),
+            _ => format!("at most {free} now; a core has {thread} CPUs, which go to one machine or to none"),
+        };
+        Err(Problem::new(Kind::Impossible, "cores-over-capacity", message)
+            .detail(detail)
+            .fix("--cores shared        or see who has them: lathe list"))
     }
 
     /// bit/s that all machines together hold.
@@ -299,7 +387,7 @@ impl Books {
     /// is never refused, even on a host that has shrunk below its promises.
     ///
     /// # Errors
-    /// `cpu-over-capacity`, `memory-over-capacity`, `disk-over-capacity`, and `net-over-capacity` while the uplink is shared, with the
+    /// `cpu-over-capacity`, `memory-over-capacity`, `disk-over-capacity`, `cores-over-capacity`, and `net-over-capacity` while the uplink is shared, with the
     /// numbers; then nothing changed.
     pub fn set(&mut self, name: &str, grant: Grant) -> Result<(), Problem> {
         self.check(name, grant)?;
@@ -318,7 +406,7 @@ impl Books {
                 return Err(self.over(resource, name, grant));
             }
         }
-        Ok(())
+        self.check_cores(name, grant)
     }
 
     fn fits(&self, resource: Resource, name: &str, grant: Grant) -> bool {
@@ -464,6 +552,7 @@ fn fix(resource: Resource, line: &Line, smaller: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::topology::HostCore;
     use proptest::prelude::*;
 
     fn books_with(overcommit: Overcommit) -> Books {
@@ -486,6 +575,48 @@ mod tests {
 
     fn memory_of(tier: Tier, bytes: u64) -> Grant {
         Grant::new(Shape { memory: Bytes(bytes), ..Shape::default() }, tier)
+    }
+
+    /// Cores of two CPUs each, all but `outside` CPUs.
+    fn topology(cores: u32, outside: u64) -> Topology {
+        let core = |number: u32| HostCore {
+            cpus: [2 * number, 2 * number + 1].into_iter().collect(),
+            cache: 0,
+            node: 0,
+            whole: true,
+        };
+        Topology { cores: (0..cores).map(core).collect(), outside }
+    }
+
+    #[test]
+    fn cores_are_whole_promised_once_and_never_the_last() {
+        let capacity = Capacity { cpu_milli: 4000, memory_bytes: 1 << 30, disk_bytes: 1 << 30 };
+        let reserve = Reserve { cpu_milli: 0, memory_bytes: 0, disk_bytes: 0 };
+        let mut books = Books::new(capacity, reserve, Overcommit::default());
+        let alone = |cpus: u64| cpu_of(Tier::Guaranteed, cpus * 1000).alone(cpus);
+        books.set_topology(topology(2, 0));
+        let problem = books.set("web", alone(4)).unwrap_err();
+        assert_eq!(problem.code, "cores-over-capacity");
+        assert_eq!(
+            problem.message,
+            "web cannot have 4 CPUs to itself: 4 in the host for machines, 0 taken as whole cores, 2 kept for all others"
+        );
+        assert_eq!(books.check("web", alone(1)).unwrap_err().code, "cores-over-capacity", "half a core");
+        books.set("web", alone(2)).unwrap();
+        assert_eq!(books.place(&BTreeMap::new()).places["web"].to_string(), "2-3");
+        assert_eq!(books.check("db", alone(2)).unwrap_err().code, "cores-over-capacity");
+        books.set("db", cpu(2000)).unwrap();
+        books.set("web", alone(2)).unwrap();
+        // CPUs that go leave promises that cannot be kept, and no room for more of them.
+        let revision = books.revision();
+        books.set_topology(topology(1, 1));
+        assert!(books.revision() > revision);
+        let view = books.view(Shape::default()).cpu;
+        assert_eq!((view.capacity, view.reserved, view.free), (3000, 1000, 0));
+        assert!(books.place(&BTreeMap::new()).refused.contains("web"));
+        books.set("web", alone(2)).unwrap();
+        books.enter("web", Grant::default());
+        assert_eq!(books.check("web", alone(2)).unwrap_err().code, "cpu-over-capacity");
     }
 
     #[test]

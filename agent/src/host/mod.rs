@@ -1,14 +1,20 @@
-//! The host itself: what it has (procfs, statvfs), what it uses, and the books of what is promised.
+//! The host itself: what it has (procfs, sysfs, statvfs), what it uses, the books of what is promised, and who has which cores to itself.
 //!
 //! It only reads the host; limits are written by `lathe-cgroup` and `lathe-netshape`. Sources: proc(5) `/proc/stat`,
-//! `/proc/meminfo`, `/proc/pressure/*` (Linux 4.20, may be absent), `/proc/TID/schedstat` (sched-stats.rst, may be absent), `/proc/sys/kernel/random/boot_id`; statvfs(3).
+//! `/proc/meminfo`, `/proc/pressure/*` (Linux 4.20, may be absent), `/proc/TID/schedstat` (sched-stats.rst, may be absent), `/proc/sys/kernel/random/boot_id`; statvfs(3);
+//! what [`topology`] names of sysfs.
 
 pub mod books;
+pub mod placement;
+pub mod topology;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use lathe_cgroup::CpuList;
+
+use self::topology::Topology;
 use crate::problem::Problem;
 
 /// What a host has in all.
@@ -92,6 +98,19 @@ impl Probe {
         let total = stalled.lines().next().and_then(|line| line.split_once("total="));
         let stalled_usec = total.and_then(|(_, usec)| usec.trim().parse().ok()).unwrap_or(0);
         Ok(MemoryNow { available_bytes, stalled_usec, at: Instant::now() })
+    }
+
+    /// CPUs that are online.
+    ///
+    /// # Errors
+    /// When neither sysfs nor procfs can be read.
+    pub fn online(&self) -> Result<CpuList, Problem> {
+        topology::online(&self.root)
+    }
+
+    /// What the CPUs `online` share; machines may use `allowed` of them, or all.
+    pub fn topology(&self, online: &CpuList, allowed: Option<&CpuList>) -> Topology {
+        Topology::read(&self.root, online, allowed)
     }
 
     /// What it uses.

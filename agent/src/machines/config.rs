@@ -104,7 +104,7 @@ impl CoreConfig {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::api::wire::{OnTrouble, RestartPolicy, RunRequest, Tier};
+    use crate::api::wire::{Cores, OnTrouble, RestartPolicy, RunRequest, Tier};
     use std::path::Path;
 
     pub(crate) fn config(folder: &Path) -> CoreConfig {
@@ -137,6 +137,7 @@ pub(crate) mod tests {
             net: false,
             iops: None,
             tier: Tier::Standard,
+            cores: Cores::Shared,
             image: None,
             kernel: None,
             initrd: None,

@@ -12,6 +12,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use super::actor::Ask;
 use super::config::CoreConfig;
 use super::console::Console;
+use super::cores::{Cpus, Places};
 use super::enforced::Enforced;
 use super::iomax::Walls;
 use super::life::Life;
@@ -43,6 +44,7 @@ pub struct Core {
     /// What is shared of the uplink.
     pub(super) uplink: tokio::sync::Mutex<Sharing>,
     pub(super) standings: Standings,
+    pub(super) places: Places,
     pub(super) store: Store,
     pub(super) probe: Probe,
     pub(super) boot_id: String,
@@ -115,6 +117,8 @@ pub struct Shared {
     pub monitor: Option<Monitor>,
     /// What its first nic's port has in force.
     pub port: PortState,
+    /// Which CPUs it runs on.
+    pub cpus: Cpus,
     /// What its quota has in force, milliCPU.
     pub quota_milli: Option<u64>,
     /// What is in force of its shape, while it runs.
@@ -209,6 +213,7 @@ impl Entry {
                 launched: None,
                 monitor: None,
                 port: PortState::default(),
+                cpus: Cpus::default(),
                 quota_milli: None,
                 force: None,
                 short: String::new(),
@@ -253,6 +258,7 @@ impl Core {
             uplinks: parts.uplinks,
             uplink: tokio::sync::Mutex::default(),
             standings: Standings::default(),
+            places: Places::default(),
             store: parts.store,
             probe: parts.probe,
             boot_id: parts.boot_id,

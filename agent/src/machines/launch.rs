@@ -117,7 +117,7 @@ pub fn monitor_problem(name: &str, what: &str, error: MonitorError) -> Problem {
 /// Starts the machine up to `Go`.
 ///
 /// # Errors
-/// `launch-failed`, `kernel-image`, `kvm-missing`, `disk-in-use`, `internal`.
+/// `launch-failed`, `kernel-image`, `kvm-missing`, `disk-in-use`, `cores-over-capacity`, `internal`.
 pub async fn launch(core: &Core, record: &Record, console: &Arc<Console>) -> Result<Started, Problem> {
     let name = record.name.as_str();
     // Whatever can be missing is looked for before anything is started.
@@ -156,6 +156,7 @@ pub async fn launch(core: &Core, record: &Record, console: &Arc<Console>) -> Res
         place(tree, &vcpu_tids)?;
         limit(tree, record)?;
         standing = core.standings.enforce(tree, tier, memory_bytes)?;
+        super::cores::admit(core, name, tree)?;
     }
     if let Some(ports) = &core.ports {
         for nic in ready_nics(record) {

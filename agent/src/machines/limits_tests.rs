@@ -10,7 +10,9 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use super::tests::{Lathed, World};
 use super::*;
-use crate::api::wire::{MachineState, OperationView};
+use crate::api::wire::{Cores, CpusView, MachineState, OperationView, Tier};
+use crate::host::placement::{self, Wish};
+use crate::host::topology::{self, Topology};
 
 const MIB: u64 = 1 << 20;
 
@@ -230,5 +232,69 @@ fn while_nobody_knows_what_is_in_force_the_books_hold_the_larger_amount() {
     let found = resize(&lathed, &change(100, 64));
     assert_eq!((found.outcome, found.cpu.granted), (ResizeOutcome::Applied, 100), "{}", found.reason);
     assert_eq!(groups.limits(), quota_and_wall(100, 64));
+    world.check(&lathed);
+}
+
+/// A machine that wants so much CPU as cores to itself.
+fn dedicated(world: &World, cpu_milli: u64) -> RunRequest {
+    RunRequest { cpu_milli, tier: Tier::Guaranteed, cores: Cores::Dedicated, ..world.request("demo") }
+}
+
+#[test]
+fn cores_that_cannot_be_are_refused_and_nothing_is_made() {
+    let world = World::new();
+    let lathed = world.lathed();
+    let all = topology::online(Path::new("/")).unwrap().0.len() as u64 * 1000;
+    let refused = |request: RunRequest| lathed.run(request).unwrap_err();
+    assert_eq!(refused(dedicated(&world, all)).code, "cores-over-capacity");
+    let half = refused(dedicated(&world, 1500));
+    assert_eq!((half.code, half.fix.as_str()), ("bad-amount", "lathe run demo --cpu 1"));
+    let shared = refused(RunRequest { tier: Tier::Standard, ..dedicated(&world, 1000) });
+    assert!(shared.code == "bad-amount" && shared.fix.contains("--tier guaranteed"), "{shared}");
+    assert!(lathed.wait(lathed.machines.list()).is_empty());
+    world.check(&lathed);
+}
+
+#[test]
+fn cores_are_in_force_before_the_guest_runs_and_found_again() {
+    let host = Topology::read(Path::new("/"), &topology::online(Path::new("/")).unwrap(), None);
+    let cpus = host.cores.last().unwrap().size();
+    let wishes = [("demo".to_owned(), Wish { cpus, now: None })].into_iter().collect();
+    let placement = placement::place(&host, 0, &wishes);
+    let Some(place) = placement.places.get("demo").map(ToString::to_string) else {
+        println!("not tried: this host has one core");
+        return;
+    };
+    let world = World::new();
+    let groups = Groups::of(&world);
+    let effective = |list: &str| {
+        for group in ["machine", "machine/vcpu", "machine/vmm"] {
+            fs::write(groups.path(group).join("cpuset.cpus"), "\n").unwrap();
+            fs::write(groups.path(group).join("cpuset.cpus.effective"), list).unwrap();
+        }
+    };
+    let lathed = world.lathed();
+    effective(&placement.rest.to_string());
+    let narrowed = lathed.run(dedicated(&world, cpus * 1000)).unwrap_err();
+    assert_eq!(narrowed.code, "cores-over-capacity", "{narrowed}");
+    assert!(lathed.wait(lathed.machines.list()).is_empty());
+    effective(&place);
+    let view = lathed.run(dedicated(&world, cpus * 1000)).unwrap();
+    let (wanted, actual) = (Some(place.clone()), Some(place.clone()));
+    let expected = CpusView { cores: Cores::Dedicated, wanted, actual, problem: String::new() };
+    assert_eq!(view.cpus, expected);
+    let file = groups.path("machine/cpuset.cpus");
+    let written = || fs::read_to_string(&file).unwrap().trim().to_owned();
+    assert_eq!(written(), place);
+    let half = ResizeRequest { cpu_milli: Some(cpus * 1000 + 500), ..ResizeRequest::default() };
+    let harvest = ResizeRequest { tier: Some(Tier::Harvest), ..ResizeRequest::default() };
+    for request in [half, harvest] {
+        let refused = lathed.wait(lathed.machines.resize("demo", request, None)).unwrap_err();
+        assert_eq!(refused.code, "bad-amount", "{refused}");
+    }
+    lathed.kill();
+    fs::write(&file, "0\n").unwrap();
+    let lathed = world.lathed();
+    tests::until(|| lathed.show("demo").cpus == expected && written() == place);
     world.check(&lathed);
 }

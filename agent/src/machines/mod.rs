@@ -19,6 +19,7 @@
 //! | `tiers` | what the kernel is told about who comes first |
 //! | `relief` | memory that harvest machines give back while the host is short of it |
 //! | `iomax` | what stands behind the limit of their disks |
+//! | `cores` | who runs on which of the host's CPUs |
 //! | `sight` | whether they get what they are granted while they want it |
 //! | [`uplink`] | the host's uplink shared between them |
 //!
@@ -29,6 +30,7 @@ mod actor;
 pub mod config;
 pub mod console;
 mod core;
+mod cores;
 mod disks;
 pub mod enforced;
 pub mod files;

@@ -9,7 +9,7 @@ use lathe_shard::{BitRate, Bytes, MilliCpu, Shape};
 use super::life::Life;
 use super::shape::{Ended, Holds, Operation};
 use super::spec::MAX_VCPUS;
-use crate::api::wire::{OnTrouble, RestartPolicy, Tier};
+use crate::api::wire::{Cores, OnTrouble, RestartPolicy, Tier};
 use crate::host::books::Grant;
 
 /// Operations that are over and still remembered.
@@ -79,6 +79,9 @@ pub struct Record {
     pub autostart: bool,
     /// vCPUs that were asked for; otherwise as few as carry its CPU.
     pub vcpus_asked: Option<u32>,
+    /// Whether it has cores to itself, as many CPUs as it is promised.
+    #[serde(default)]
+    pub cores: Cores,
     /// How often its monitor was restarted by policy.
     #[serde(default)]
     pub restarts: u64,
@@ -372,7 +375,11 @@ impl Record {
             grant.or(state.tier, MilliCpu(state.cpu_milli).min(held.cpu))
         });
         // More in force than any of these: nobody knows as what.
-        if held.cpu > foreseen { grant.or(firmest, held.cpu) } else { grant }
+        let grant = if held.cpu > foreseen { grant.or(firmest, held.cpu) } else { grant };
+        match self.cores {
+            Cores::Dedicated => grant.alone(held.cpu.0.div_ceil(1000)),
+            Cores::Shared => grant,
+        }
     }
 
     /// Gives the disks of an earlier release their names.
@@ -512,8 +519,27 @@ pub(crate) mod tests {
             watchdog: None,
             autostart: false,
             vcpus_asked: None,
+            cores: Cores::Shared,
             restarts: 0,
         }
+    }
+
+    #[test]
+    fn cores_are_booked_while_a_machine_holds_shards_and_as_many_as_it_may_have() {
+        let mut machine = record("demo");
+        assert_eq!(machine.booking().cpus_alone(), 0);
+        machine.cores = Cores::Dedicated;
+        machine.desired = Desired { cpu_milli: 1000, tier: Tier::Guaranteed, ..machine.desired };
+        machine.resizing = Some(Desired { cpu_milli: 2000, ..machine.desired });
+        assert_eq!(machine.booking().cpus_alone(), 2);
+        machine.life = Life::Stopped { reason: String::new() };
+        assert_eq!(machine.booking().cpus_alone(), 0);
+        let text = serde_json::to_string(&machine).unwrap().replace("\"cores\":\"dedicated\",", "");
+        assert_eq!(
+            serde_json::from_str::<Record>(&text).unwrap().cores,
+            Cores::Shared,
+            "of an earlier release"
+        );
     }
 
     #[test]

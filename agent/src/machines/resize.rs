@@ -25,8 +25,10 @@ use super::record::{Back, Booted, Desired, Record};
 use super::shape::{
     self, AtDeadline, Effect, Ended, Event, Force, Holds, Operation, Outcome, Report, Standing, Step,
 };
-use super::{guest, iomax, spec, view};
-use crate::api::wire::{DeadlineAction, OperationView, ResizeOutcome, ResizeRequest, ResizeView, Tier};
+use super::{cores, guest, iomax, spec, view};
+use crate::api::wire::{
+    Cores, DeadlineAction, OperationView, ResizeOutcome, ResizeRequest, ResizeView, Tier,
+};
 use crate::monitor::MonitorError;
 use crate::problem::{Kind, Problem};
 use crate::store::Change;
@@ -202,6 +204,12 @@ pub(super) async fn resize(
         return Err(Problem::internal("resizing", "an intent without operation"));
     };
     let number = operation.number;
+    if record.cores == Cores::Dedicated
+        && let Err(failures) = cores::keep(&actor.core)
+    {
+        // It is tried again every second.
+        tracing::warn!("machines do not run where they shall: {failures}");
+    }
     actor.entry.with(|shared| shared.record = Record { revision: record.revision, ..intent.clone() });
     actor.shape.unpublished = Some(Box::new(record));
     happen(actor, Event::Asked(operation)).await?;

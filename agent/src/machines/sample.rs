@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use super::core::{Core, DiskUse, Entry, Usage, rate};
 use super::sight::{self, Observation};
-use super::{iomax, tiers};
+use super::{cores, iomax, tiers};
 use crate::host::Consumption;
 use crate::network::{PortBytes, PortQueue, PortQueues};
 
@@ -28,7 +28,7 @@ pub(super) async fn run(core: Arc<Core>) {
     let mut beat = tokio::time::interval(INTERVAL);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before: Option<(Instant, Consumption)> = None;
-    let mut troubles = [String::new(), String::new()];
+    let mut troubles: [String; 3] = Default::default();
     loop {
         beat.tick().await;
         // Beside each other: one monitor that stands still delays no other machine.
@@ -43,7 +43,11 @@ pub(super) async fn run(core: Arc<Core>) {
             }
         }
         before = host(&core, before);
-        let kept = [("tiers", tiers::keep(&core)), ("walls of their disks", iomax::keep(&core))];
+        let kept = [
+            ("tiers", tiers::keep(&core)),
+            ("places on the host's CPUs", cores::keep(&core)),
+            ("walls of their disks", iomax::keep(&core)),
+        ];
         for ((what, kept), trouble) in kept.into_iter().zip(&mut troubles) {
             let now = kept.err().unwrap_or_default();
             // Said when it changes, not every second.

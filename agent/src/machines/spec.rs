@@ -9,7 +9,7 @@ use lathe_shard::{Bytes, MEMORY_SHARD, MilliCpu};
 use super::config::CoreConfig;
 use super::life::Life;
 use super::record::{Desired, Disk, Drive, FIRST_NIC, Initrd, Kernel, Record, Source, vcpus_for};
-use crate::api::wire::{DiskSource, ResizeRequest, RunRequest};
+use crate::api::wire::{Cores, DiskSource, ResizeRequest, RunRequest, Tier};
 use crate::host;
 use crate::problem::{Kind, Problem};
 
@@ -124,6 +124,29 @@ fn check_bounds(
     Ok(())
 }
 
+/// Cores to itself are whole, and guaranteed.
+fn check_cores(verb: &str, name: &str, shape: &Desired, cores: Cores) -> Result<(), Problem> {
+    if cores == Cores::Shared {
+        return Ok(());
+    }
+    if !shape.cpu_milli.is_multiple_of(1000) {
+        let whole = (shape.cpu_milli / 1000).max(1);
+        let asked = MilliCpu(shape.cpu_milli);
+        let message = format!("{name} has cores to itself, and {asked} cpu is no whole number of them");
+        return Err(bad("bad-amount", message).fix(format!("lathe {verb} {name} --cpu {whole}")));
+    }
+    if shape.tier != Tier::Guaranteed {
+        let message =
+            format!("{name} has cores to itself, which are guaranteed: it cannot be {}", shape.tier.word());
+        let problem = bad("bad-amount", message);
+        return Err(match verb {
+            "run" => problem.fix("add: --tier guaranteed        or leave out: --cores dedicated"),
+            _ => problem.detail("whether it has cores to itself is set when it is made"),
+        });
+    }
+    Ok(())
+}
+
 /// What a resize asks for, on top of what is desired.
 ///
 /// # Errors
@@ -149,6 +172,7 @@ pub fn resized(record: &Record, request: &ResizeRequest) -> Result<Desired, Prob
         tier: request.tier.unwrap_or(desired.tier),
     };
     check_bounds("resize", &record.name, &target, record.cpu_max_milli, record.memory_max_bytes)?;
+    check_cores("resize", &record.name, &target, record.cores)?;
     Ok(target)
 }
 
@@ -169,6 +193,7 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
     check_vcpus(request.vcpus, desired.cpu_milli)?;
     request.memory_max_bytes.map_or(Ok(0), check_memory)?;
     check_bounds("run", &request.name, &desired, request.cpu_max_milli, request.memory_max_bytes)?;
+    check_cores("run", &request.name, &desired, request.cores)?;
     if request.net && config.network.is_none() {
         return Err(no_host_network().fix("add: --net none"));
     }
@@ -199,6 +224,7 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
         watchdog: request.watchdog,
         autostart: request.autostart,
         vcpus_asked: request.vcpus,
+        cores: request.cores,
         restarts: 0,
     })
 }

@@ -107,6 +107,7 @@ fn books(config: &CoreConfig, probe: &Probe, contents: &Contents) -> Result<Book
     // What others have on the file system already is not ours to give.
     let disk_bytes = config.reserve.disk_bytes.saturating_add(occupied);
     let mut books = Books::new(capacity, Reserve { disk_bytes, ..config.reserve }, config.overcommit);
+    books.set_topology(probe.topology(&probe.online()?, None));
     for record in &contents.machines {
         books.enter(&record.name, record.booking());
     }

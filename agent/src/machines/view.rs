@@ -4,17 +4,19 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lathe_cgroup::CpuList;
 use lathe_shard::{Bytes, Shape};
 
 use super::core::{Core, Entry, Shared, unix_sec};
+use super::cores::Cpus;
 use super::life::{self, Life};
 use super::record::{Desired, Plug, Record, vcpus_for};
 use super::resize::carried_milli;
 use super::shape::{Ended, Force, Operation, Outcome, memory_limit};
 use super::sight::{self, Sight, Window};
 use crate::api::wire::{
-    Amounts, Delivered, DeliveredShare, DeliveredWindows, MachineView, OperationView, PlanStep, PlanView,
-    ResizeOutcome, ResizeView, SCHEMA, ShapeView, Stalls, Tier, WorstDelivered,
+    Amounts, Cores, CpusView, Delivered, DeliveredShare, DeliveredWindows, MachineView, OperationView,
+    PlanStep, PlanView, ResizeOutcome, ResizeView, SCHEMA, ShapeView, Stalls, Tier, WorstDelivered,
 };
 use crate::host::books::Books;
 use crate::problem::{Kind, Problem};
@@ -39,6 +41,7 @@ pub fn machine(entry: &Entry) -> MachineView {
             iops: resources.iops,
             tier: record.desired.tier,
             tier_actual: tier_actual(shared),
+            cpus: cpus(shared),
             vcpus: vcpus(shared),
             addresses,
             mac: known().next().map(|nic| mac_text(nic.mac)).unwrap_or_default(),
@@ -237,6 +240,17 @@ fn tier_actual(shared: &Shared) -> Option<Tier> {
     shared.force.as_ref()?.standing?.tier_in_force()
 }
 
+/// The CPUs that it runs on.
+fn cpus(shared: &Shared) -> CpusView {
+    let cores = shared.record.cores;
+    if shared.launched.is_none() {
+        return CpusView { cores, ..CpusView::default() };
+    }
+    let Cpus { wanted, actual, problem } = shared.cpus.clone();
+    let text = |list: CpuList| list.to_string();
+    CpusView { cores, wanted: wanted.map(text), actual: actual.map(text), problem }
+}
+
 /// What its tier promises it.
 fn plan_tier(tier: Tier) -> &'static str {
     match tier {
@@ -362,6 +376,10 @@ pub fn plan_run(core: &Core, record: &Record) -> Result<PlanView, Problem> {
     if shape.tier != Tier::Standard {
         let (standard, tier) = (Tier::Standard.rank(), shape.tier.rank());
         steps.push(step("tier", standard, tier, plan_tier(shape.tier).to_owned()));
+    }
+    if record.cores == Cores::Dedicated {
+        let how = "cores to itself: no other machine runs on them".to_owned();
+        steps.push(step("cores", 0, record.booking().cpus_alone(), how));
     }
     let disk = record.held().disk.0;
     if disk > 0 {

@@ -18,6 +18,7 @@ mod mistakes;
 mod monitor;
 mod nics;
 mod node;
+mod placement;
 mod promises;
 mod shape;
 mod sight;
@@ -46,6 +47,7 @@ const GROUPS: &[Group] = &[
     survival::GROUP,
     shape::GROUP,
     tiers::GROUP,
+    placement::GROUP,
     jail::GROUP,
     mistakes::GROUP,
     disks::GROUP,

@@ -28,6 +28,11 @@ pub fn machine(name: &str) -> MachineView {
         net: amounts(40_000_000),
         iops: Amounts::default(),
         tier: Tier::Standard,
+        cpus: CpusView {
+            wanted: Some("0-7".to_owned()),
+            actual: Some("0-7".to_owned()),
+            ..CpusView::default()
+        },
         tier_actual: Some(Tier::Standard),
         vcpus: 1,
         addresses: vec!["10.77.0.2/16".to_owned()],
