@@ -10,7 +10,8 @@
 //! | above | 20 ms | > 20 ms |
 //!
 //! All periods are whole milliseconds, so a thousandth of a CPU is always a whole number of microseconds: the limit
-//! is exact. **Every write to `cpu.max` refills the quota** (`Documentation/scheduler/sched-bwc.rst`), so an unchanged
+//! is exact. The wall of the whole machine, and what its vCPUs and its monitor are held to below it, are converted alike.
+//! **Every write to `cpu.max` refills the quota** (`Documentation/scheduler/sched-bwc.rst`), so an unchanged
 //! value is not written; how often a changed one may be is the caller's policy.
 //!
 //! Kernel: cgroup-v2.rst "CPU"; `cpu.max.burst` since 5.14, at most the quota.
@@ -40,22 +41,33 @@ const PERIOD_DEFAULT_USEC: u64 = 100_000;
 /// A change of a machine's CPU. What is `None` or [`Patch::Keep`] stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuPatch {
-    /// What the vCPU threads together may use.
+    /// What all threads of the machine together may use: the wall.
     pub max: Patch<MilliCpu>,
-    /// `cpu.weight` of the vCPU threads against the monitor's other threads, 1 to 10000.
-    pub weight: Option<u32>,
-    /// `cpu.max.burst` of the vCPU threads in percent of their quota, 0 to 100: unused time that may be caught up on later.
+    /// `cpu.max.burst` of the wall in percent of its quota, 0 to 100: unused time that may be caught up on later.
     /// A kept percentage follows a changed quota.
     pub burst_percent: Option<u8>,
-    /// What the monitor's other threads together may use.
-    pub vmm_max: Patch<MilliCpu>,
+    /// What is held below the wall.
+    pub division: CpuDivision,
+    /// `cpu.weight` of the vCPU threads against the monitor's other threads, 1 to 10000.
+    pub vcpu_weight: Option<u32>,
     /// `cpu.weight` of the monitor's other threads, 1 to 10000.
     pub vmm_weight: Option<u32>,
+}
+
+/// How what the wall lets through is divided. No part can be more than the wall, whatever stands here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuDivision {
+    /// What the vCPU threads together may use; a limit comes with a burst of a whole quota, because only the wall is there to be exact.
+    pub vcpu: Patch<MilliCpu>,
+    /// What the monitor's other threads together may use, likewise.
+    pub vmm: Patch<MilliCpu>,
 }
 
 /// What the kernel enforces now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuLimits {
+    /// All threads of the machine together: the wall. Its weight has no sibling to act against.
+    pub machine: CpuGroup,
     /// The vCPU threads.
     pub vcpu: CpuGroup,
     /// All other threads of the monitor.
@@ -168,6 +180,23 @@ impl GroupPatch {
     }
 }
 
+impl CpuPatch {
+    /// The patches of the wall, of the vCPU threads and of the monitor's others.
+    pub(crate) fn groups(&self) -> [GroupPatch; 3] {
+        let wall = GroupPatch { max: self.max, weight: None, burst_percent: self.burst_percent };
+        let [vcpu, vmm] = self.division.groups();
+        [wall, GroupPatch { weight: self.vcpu_weight, ..vcpu }, GroupPatch { weight: self.vmm_weight, ..vmm }]
+    }
+}
+
+impl CpuDivision {
+    /// The patches of the vCPU threads and of the monitor's others.
+    pub(crate) fn groups(&self) -> [GroupPatch; 2] {
+        let burst_percent = |max| matches!(max, Patch::Set(_)).then_some(100);
+        [self.vcpu, self.vmm].map(|max| GroupPatch { max, weight: None, burst_percent: burst_percent(max) })
+    }
+}
+
 /// Applies a checked patch to the group `root`/`name` and reads everything back.
 pub(crate) fn set_group(root: &Path, name: &'static str, patch: &GroupPatch) -> Result<CpuGroup, Error> {
     let group = root.join(name);
@@ -176,6 +205,16 @@ pub(crate) fn set_group(root: &Path, name: &'static str, patch: &GroupPatch) -> 
     }
     set_max(root, name, patch)?;
     read_group(&group)
+}
+
+/// Applies the limit of one part of a machine, with its burst where this kernel has such a thing.
+pub(crate) fn set_part(
+    root: &Path,
+    name: &'static str,
+    patch: &GroupPatch,
+) -> Result<Option<MilliCpu>, Error> {
+    let burst = root.join(name).join("cpu.max.burst").exists();
+    set_max(root, name, &GroupPatch { burst_percent: patch.burst_percent.filter(|_| burst), ..*patch })
 }
 
 /// Applies the limit of a checked patch, and its burst; a limit that is in force already is not written. Returns what is in force.

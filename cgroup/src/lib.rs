@@ -7,10 +7,12 @@
 //! ```text
 //! lathe.slice/lathe-vm@web.service      the unit's cgroup: systemd's and root's, never the monitor's; four files of it ours
 //! ├─ .control                           systemd's control processes (ExecStartPost= and the like), left alone
-//! └─ machine/        "domain threaded": memory, io, pids   ┐
-//!    ├─ vcpu/        threaded: cpu of the vCPU threads     ├ owned by user `lathe`
-//!    └─ vmm/         threaded: cpu of all other threads    ┘
+//! └─ machine/        "domain threaded": memory, io, pids, and the wall of all its CPU   ┐
+//!    ├─ vcpu/        threaded: what the vCPU threads may take of that                   ├ owned by user `lathe`
+//!    └─ vmm/         threaded: what all other threads may take                          ┘
 //! ```
+//! A quota holds for everything below its cgroup, so the wall in `machine` is what a machine can never be above, whoever of its threads runs;
+//! what stands in `vcpu` and `vmm` only divides it.
 //!
 //! | file | what |
 //! |---|---|
@@ -39,7 +41,7 @@ pub mod tree;
 pub mod units;
 pub mod usage;
 
-pub use cpu::{CpuGroup, CpuLimits, CpuPatch, CpuUsage};
+pub use cpu::{CpuDivision, CpuGroup, CpuLimits, CpuPatch, CpuUsage};
 pub use cpuset::{CpuList, Cpuset, CpusetPatch};
 pub use error::Error;
 pub use io::{Device, IoLimits, IoPatch, IoUsage};

@@ -20,7 +20,7 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::cpu::{self, CpuLimits, CpuPatch, GroupPatch};
+use crate::cpu::{self, CpuDivision, CpuLimits, CpuPatch, GroupPatch};
 use crate::cpuset::{self, CpuList, Cpuset, CpusetPatch};
 use crate::error::{Error, check_for};
 use crate::file;
@@ -152,7 +152,7 @@ impl MachineTree {
         &self.unit
     }
 
-    /// The whole machine: memory, io, pids.
+    /// The whole machine: memory, io, pids, and the wall of its CPU.
     pub fn machine(&self) -> &Path {
         &self.machine
     }
@@ -183,6 +183,14 @@ impl MachineTree {
         file::write(&self.vmm.join("cgroup.threads"), &tid.to_string())
     }
 
+    /// Thread ids of the monitor's other threads.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::Content`].
+    pub fn vmm_threads(&self) -> Result<Vec<u32>, Error> {
+        file::read_ids(&self.vmm.join("cgroup.threads"))
+    }
+
     /// Thread ids under the vCPU limit.
     ///
     /// # Errors
@@ -205,25 +213,57 @@ impl MachineTree {
     /// # Errors
     /// [`Error::CpuTooSmall`], [`Error::OutOfRange`], [`Error::Write`], [`Error::ReadBack`], [`Error::Lacks`].
     pub fn set_cpu(&self, patch: &CpuPatch) -> Result<CpuLimits, Error> {
-        let vcpu = GroupPatch { max: patch.max, weight: patch.weight, burst_percent: patch.burst_percent };
-        let vmm = GroupPatch { max: patch.vmm_max, weight: patch.vmm_weight, burst_percent: None };
-        vcpu.check()?;
-        vmm.check()?;
+        let [machine, vcpu, vmm] = patch.groups();
+        for part in [&machine, &vcpu, &vmm] {
+            part.check()?;
+        }
         Ok(CpuLimits {
+            machine: cpu::set_group(&self.unit, MACHINE, &machine)?,
             vcpu: cpu::set_group(&self.unit, VCPU, &vcpu)?,
             vmm: cpu::set_group(&self.unit, VMM, &vmm)?,
         })
     }
 
-    /// Limits the vCPU threads together, and nothing else; a limit that is in force already is not written, because each write refills the quota.
-    /// Returns what is in force.
+    /// Limits all threads of the machine together, and nothing else; a limit that is in force already is not written, because each write refills
+    /// the quota. Its burst stays the same part of it. Returns what is in force.
     ///
     /// # Errors
     /// As [`MachineTree::set_cpu`].
-    pub fn set_vcpu_max(&self, share: MilliCpu) -> Result<Option<MilliCpu>, Error> {
+    pub fn set_wall(&self, share: MilliCpu) -> Result<Option<MilliCpu>, Error> {
         let patch = GroupPatch { max: Patch::Set(share), ..GroupPatch::default() };
         patch.check()?;
-        cpu::set_max(&self.unit, VCPU, &patch)
+        cpu::set_max(&self.unit, MACHINE, &patch)
+    }
+
+    /// How the monitor's other threads stand against the vCPU threads where both want the same CPU, 1 to 10000.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::Read`], [`Error::Write`], [`Error::ReadBack`].
+    pub fn set_vmm_weight(&self, weight: u32) -> Result<(), Error> {
+        GroupPatch { weight: Some(weight), ..GroupPatch::default() }.check()?;
+        cpu::write_changed(&self.vmm.join("cpu.weight"), u64::from(weight))
+    }
+
+    /// Lets the whole machine catch up on so much unused time, percent of its quota, 0 to 100.
+    ///
+    /// # Errors
+    /// [`Error::Lacks`] before Linux 5.14, [`Error::OutOfRange`], [`Error::Read`], [`Error::Write`], [`Error::ReadBack`].
+    pub fn set_burst(&self, percent: u8) -> Result<(), Error> {
+        let patch = GroupPatch { burst_percent: Some(percent), ..GroupPatch::default() };
+        patch.check()?;
+        cpu::set_max(&self.unit, MACHINE, &patch).map(drop)
+    }
+
+    /// Divides what the wall lets through; what is so already is not written.
+    ///
+    /// # Errors
+    /// As [`MachineTree::set_cpu`].
+    pub fn divide_cpu(&self, division: &CpuDivision) -> Result<(), Error> {
+        let [vcpu, vmm] = division.groups();
+        vcpu.check()?;
+        vmm.check()?;
+        cpu::set_part(&self.unit, VCPU, &vcpu)?;
+        cpu::set_part(&self.unit, VMM, &vmm).map(drop)
     }
 
     /// CPU limits as the kernel has them.
@@ -231,15 +271,19 @@ impl MachineTree {
     /// # Errors
     /// [`Error::Read`], [`Error::Content`].
     pub fn cpu(&self) -> Result<CpuLimits, Error> {
-        Ok(CpuLimits { vcpu: cpu::read_group(&self.vcpu)?, vmm: cpu::read_group(&self.vmm)? })
+        Ok(CpuLimits {
+            machine: cpu::read_group(&self.machine)?,
+            vcpu: cpu::read_group(&self.vcpu)?,
+            vmm: cpu::read_group(&self.vmm)?,
+        })
     }
 
-    /// The period in which the quota of the vCPU threads is enforced, 1 ms to 1 s; it is in force whether there is a quota or not.
+    /// The period in which the wall is enforced, 1 ms to 1 s; it is in force whether there is a quota or not.
     ///
     /// # Errors
     /// [`Error::Read`], [`Error::Content`].
-    pub fn vcpu_period(&self) -> Result<Duration, Error> {
-        cpu::read_period(&self.vcpu)
+    pub fn period(&self) -> Result<Duration, Error> {
+        cpu::read_period(&self.machine)
     }
 
     /// Changes memory limits and returns what the kernel shows afterwards. A `max` below what is charged makes the
@@ -600,31 +644,72 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_field_changes_nothing_in_either_group() {
+    fn a_bad_field_changes_nothing_in_any_group() {
         let fixture = Fixture::new();
         let tree = MachineTree::open(&fixture.unit()).expect("there");
         let patch = CpuPatch { max: Patch::Set(MilliCpu(500)), vmm_weight: Some(0), ..CpuPatch::default() };
         tree.set_cpu(&patch).expect_err("a weight of 0");
-        tree.set_vcpu_max(MilliCpu(0)).expect_err("no CPU at all");
-        assert_eq!(content(&tree.vcpu().join("cpu.max")), "max 100000");
-        assert_eq!(tree.set_vcpu_max(MilliCpu(400)).expect("good"), Some(MilliCpu(400)));
-        assert_eq!(content(&tree.vcpu().join("cpu.max")), "4000 10000");
-        let patch = CpuPatch { vmm_weight: Some(50), vmm_max: Patch::Set(MilliCpu(200)), ..patch };
-        let limits = tree.set_cpu(&patch).expect("good");
+        tree.set_wall(MilliCpu(0)).expect_err("no CPU at all");
+        tree.set_burst(101).expect_err("more than the quota");
+        assert_eq!(content(&tree.machine().join("cpu.max")), "max 100000");
+        assert_eq!(tree.set_wall(MilliCpu(400)).expect("good"), Some(MilliCpu(400)));
+        assert_eq!(content(&tree.machine().join("cpu.max")), "4000 10000");
+        let division = CpuDivision { vmm: Patch::Set(MilliCpu(200)), ..CpuDivision::default() };
+        let limits = tree.set_cpu(&CpuPatch { vmm_weight: Some(50), division, ..patch }).expect("good");
         assert_eq!(
-            (limits.vcpu.max, limits.vmm.max, limits.vmm.weight),
-            (Some(MilliCpu(500)), Some(MilliCpu(200)), 50)
+            (limits.machine.max, limits.vcpu.max, limits.vmm.max, limits.vmm.weight),
+            (Some(MilliCpu(500)), None, Some(MilliCpu(200)), 50)
         );
         assert_eq!(tree.cpu().expect("read"), limits);
-        assert_eq!(tree.vcpu_period().expect("read"), Duration::from_millis(10));
+        assert_eq!(tree.period().expect("read"), Duration::from_millis(10));
+    }
+
+    #[test]
+    fn the_wall_is_around_all_threads_and_parts_are_bounded_below_it() {
+        let fixture = Fixture::new();
+        let tree = MachineTree::open(&fixture.unit()).expect("there");
+        tree.set_wall(MilliCpu(500)).expect("written");
+        tree.set_burst(100).expect("written");
+        tree.set_vmm_weight(300).expect("written");
+        tree.set_vmm_weight(0).expect_err("no weight at all");
+        assert_eq!(tree.cpu().expect("read").vmm.weight, 300);
+        let parts = CpuDivision { vcpu: Patch::Set(MilliCpu(300)), vmm: Patch::Set(MilliCpu(375)) };
+        tree.divide_cpu(&parts).expect("written");
+        let limits = tree.cpu().expect("read");
+        assert_eq!(
+            [limits.machine, limits.vcpu, limits.vmm].map(|group| (group.quota_usec, group.burst_usec)),
+            [(Some(5000), 5000), (Some(3000), 3000), (Some(3750), 3750)]
+        );
+        // The burst follows the wall; a part that is not named stays, and one may be free.
+        tree.set_wall(MilliCpu(250)).expect("written");
+        tree.divide_cpu(&CpuDivision { vcpu: Patch::Unlimited, vmm: Patch::Keep }).expect("written");
+        let limits = tree.cpu().expect("read");
+        assert_eq!(
+            [limits.machine, limits.vcpu, limits.vmm].map(|group| (group.quota_usec, group.burst_usec)),
+            [(Some(2500), 2500), (None, 0), (Some(3750), 3750)]
+        );
+        // One bad part, and neither is written.
+        let parts = CpuDivision { vcpu: Patch::Set(MilliCpu(100)), vmm: Patch::Set(MilliCpu(1)) };
+        tree.divide_cpu(&parts).expect_err("too small");
+        assert_eq!(content(&tree.vcpu().join("cpu.max")), "max 100000");
+        // A kernel without bursts divides without.
+        for group in [fixture.machine(), fixture.vcpu(), fixture.vmm()] {
+            fs::remove_file(group.join("cpu.max.burst")).expect("removed");
+        }
+        tree.divide_cpu(&CpuDivision { vcpu: Patch::Set(MilliCpu(100)), vmm: Patch::Keep }).expect("written");
+        assert_eq!(content(&tree.vcpu().join("cpu.max")), "1000 10000");
+        assert!(matches!(tree.set_burst(100), Err(Error::Lacks { .. })));
     }
 
     #[test]
     fn usage_comes_from_all_three_groups() {
         let fixture = Fixture::new();
         fs::write(fixture.vmm().join("cpu.stat"), "usage_usec 99\n").expect("written");
+        fs::write(fixture.machine().join("cpu.stat"), "usage_usec 88000\nthrottled_usec 5\n")
+            .expect("written");
         let usage = MachineTree::open(&fixture.unit()).expect("there").usage().expect("read");
         assert_eq!((usage.vcpu.usage_usec, usage.vcpu.nr_throttled, usage.vmm.usage_usec), (2500, 7, 99));
+        assert_eq!((usage.machine.usage_usec, usage.machine.throttled_usec), (88_000, 5));
         assert_eq!(
             (usage.memory.current, usage.pids_current, usage.io.read),
             (Bytes(300_000_000), 9, Bytes(4096))
@@ -638,6 +723,7 @@ mod tests {
         let tree = MachineTree::open(&fixture.unit()).expect("there");
         tree.place_vcpu(42).expect("placed");
         assert_eq!(tree.vcpu_threads().expect("read"), [42]);
+        assert_eq!(tree.vmm_threads().expect("read"), []);
         assert!(tree.is_populated().expect("read"));
         fs::write(tree.vcpu().join("cgroup.threads"), "one\n").expect("written");
         assert!(matches!(tree.vcpu_threads(), Err(Error::Content { .. })));

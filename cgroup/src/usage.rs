@@ -12,6 +12,8 @@ use crate::pressure::{self, PressureUsage};
 /// What a machine uses and has used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
+    /// CPU of all threads of the machine, against its wall.
+    pub machine: CpuUsage,
     /// CPU of the vCPU threads.
     pub vcpu: CpuUsage,
     /// CPU of the monitor's other threads.
@@ -28,6 +30,7 @@ pub struct Usage {
 
 pub(crate) fn read(machine: &Path, vcpu: &Path, vmm: &Path) -> Result<Usage, Error> {
     Ok(Usage {
+        machine: cpu::read_usage(machine)?,
         vcpu: cpu::read_usage(vcpu)?,
         vmm: cpu::read_usage(vmm)?,
         memory: memory::read_usage(machine)?,

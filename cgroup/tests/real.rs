@@ -37,12 +37,12 @@ fn cgroup_of(pid: u32) -> Result<String, Box<dyn Error>> {
     Ok(fs::read_to_string(format!("/proc/{pid}/cgroup"))?)
 }
 
-/// The share of a CPU that the vCPU group used over `time`, in thousandths.
+/// The share of a CPU that the machine used over `time`, in thousandths.
 fn delivered(tree: &MachineTree, time: Duration) -> Result<u64, Box<dyn Error>> {
-    let (before, start) = (tree.usage()?.vcpu.usage_usec, Instant::now());
+    let (before, start) = (tree.usage()?.machine.usage_usec, Instant::now());
     // The measured quantity is CPU time per wall time: waiting is the measurement, not synchronisation.
     std::thread::sleep(time);
-    let used = tree.usage()?.vcpu.usage_usec - before;
+    let used = tree.usage()?.machine.usage_usec - before;
     Ok(used * 1000 / u64::try_from(start.elapsed().as_micros())?)
 }
 
@@ -68,7 +68,7 @@ fn exercise(tree: &MachineTree, unit: &Path, child: &mut Child) -> Tested {
     child.stdin.take().ok_or("a pipe")?.write_all(b"go\n")?;
     for share in [250, 500, 100] {
         let set = tree.set_cpu(&CpuPatch { max: Patch::Set(MilliCpu(share)), ..CpuPatch::default() })?;
-        assert_eq!(set.vcpu.max, Some(MilliCpu(share)));
+        assert_eq!(set.machine.max, Some(MilliCpu(share)));
         let got = delivered(tree, Duration::from_secs(4))?;
         println!("asked {share} milliCPU, delivered {got}");
         // An emulated host may lack the CPU time itself, so only too much is wrong here; how exact it is, a benchmark shows.
@@ -78,7 +78,7 @@ fn exercise(tree: &MachineTree, unit: &Path, child: &mut Child) -> Tested {
     walls_and_places(tree)?;
     let usage = tree.usage()?;
     // What the process touched before it was moved stays charged where it was, so its memory may count as none.
-    assert!(usage.vcpu.nr_throttled > 0 && usage.pids_current == 1, "{usage:?}");
+    assert!(usage.machine.nr_throttled > 0 && usage.pids_current == 1, "{usage:?}");
     Ok(())
 }
 

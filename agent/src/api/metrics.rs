@@ -28,7 +28,7 @@ const MACHINE_METRICS: [(&str, &str, &str, &str, Figure); 13] = [
         "lathe_machine_cpu_throttled_seconds",
         "counter",
         "seconds",
-        "Time in which the vCPUs were held back by their quota.",
+        "Time in which the machine's threads were held back by its quota.",
         |m| seconds(m.cpu_throttled_usec),
     ),
     ("lathe_machine_network_receive_bytes", "counter", "bytes", "Towards the guest.", |m| {

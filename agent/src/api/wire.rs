@@ -135,7 +135,7 @@ pub struct MachineView {
     pub restarts: u64,
     /// In words, why it is in that state: `powered off by the guest`, `monitor killed by signal 9`, ….
     pub reason: String,
-    /// Time in microseconds that its vCPUs were held back by their quota, cumulative.
+    /// Time in microseconds that its threads were held back by its quota, cumulative.
     pub cpu_throttled_usec: u64,
     /// Cumulative CPU time, vCPUs and monitor, microseconds.
     pub cpu_usage_usec: u64,

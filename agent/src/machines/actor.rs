@@ -403,7 +403,9 @@ impl Actor {
 
     /// Takes a monitor over and reads back what is in force.
     async fn connect(&mut self, live: Live, notices: mpsc::Receiver<Notice>) {
-        let quota = live.launched.tree.as_ref().and_then(|tree| tree.cpu().ok()).and_then(|cpu| cpu.vcpu.max);
+        let limits = live.launched.tree.as_ref().and_then(|tree| tree.cpu().ok());
+        // Earlier releases limited the vCPUs only.
+        let quota = limits.and_then(|limits| limits.machine.max.or(limits.vcpu.max));
         let port = self.read_port().await;
         self.entry.with(|shared| {
             shared.launched = Some(live.launched.clone());

@@ -14,7 +14,7 @@ use super::config::CoreConfig;
 use super::console::Console;
 use super::cores::{Cpus, Places};
 use super::enforced::Enforced;
-use super::iomax::Walls;
+use super::iomax::IoWalls;
 use super::life::Life;
 use super::record::{Disk, Record};
 use super::shape::Force;
@@ -22,6 +22,7 @@ use super::sight::Sight;
 use super::spec;
 use super::tiers::Standings;
 use super::uplink::Sharing;
+use super::walls::Walls;
 use crate::api::wire::{EventView, HostResources, SCHEMA};
 use crate::host::Probe;
 use crate::host::books::Books;
@@ -45,6 +46,7 @@ pub struct Core {
     pub(super) uplink: tokio::sync::Mutex<Sharing>,
     pub(super) standings: Standings,
     pub(super) places: Places,
+    pub(super) walls: Walls,
     pub(super) store: Store,
     pub(super) probe: Probe,
     pub(super) boot_id: String,
@@ -65,7 +67,7 @@ pub struct Core {
     pub(super) heartbeat: watch::Sender<Instant>,
     pub(super) enforced: Enforced,
     /// What stands behind the limits of disks.
-    pub(super) walls: Walls,
+    pub(super) io_walls: IoWalls,
     used: Mutex<Shape>,
 }
 
@@ -119,7 +121,7 @@ pub struct Shared {
     pub port: PortState,
     /// Which CPUs it runs on.
     pub cpus: Cpus,
-    /// What its quota has in force, milliCPU.
+    /// What its wall has in force, milliCPU.
     pub quota_milli: Option<u64>,
     /// What is in force of its shape, while it runs.
     pub force: Option<Force>,
@@ -171,7 +173,7 @@ pub struct Usage {
     pub at: Option<Instant>,
     /// CPU time of vCPUs and monitor, microseconds.
     pub cpu_usec: u64,
-    /// Time that vCPUs were held back, microseconds.
+    /// Time that its threads were held back, microseconds.
     pub throttled_usec: u64,
     /// milliCPU, over the last interval.
     pub cpu_milli: u64,
@@ -259,6 +261,7 @@ impl Core {
             uplink: tokio::sync::Mutex::default(),
             standings: Standings::default(),
             places: Places::default(),
+            walls: Walls::default(),
             store: parts.store,
             probe: parts.probe,
             boot_id: parts.boot_id,
@@ -277,7 +280,7 @@ impl Core {
             shape: watch::Sender::new(resources),
             heartbeat: watch::Sender::new(Instant::now()),
             enforced: Enforced::default(),
-            walls: Walls::default(),
+            io_walls: IoWalls::default(),
             used: Mutex::new(Shape::default()),
         })
     }

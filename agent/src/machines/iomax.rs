@@ -52,9 +52,9 @@ fn whole_disk(devices: &Path, major: u64, minor: u64) -> Option<Device> {
 
 /// The devices that have a wall, by the cgroup of the machine's unit.
 #[derive(Default)]
-pub(super) struct Walls(Mutex<BTreeMap<PathBuf, BTreeSet<Device>>>);
+pub(super) struct IoWalls(Mutex<BTreeMap<PathBuf, BTreeSet<Device>>>);
 
-impl Walls {
+impl IoWalls {
     fn known(&self) -> MutexGuard<'_, BTreeMap<PathBuf, BTreeSet<Device>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -120,7 +120,7 @@ fn set(core: &Core, entry: &Machine, to_come: Option<u64>) -> Result<(), Error> 
         let paths = record.source.disks.iter().map(|drive| disk_path(&core.config, &record.name, drive));
         paths.filter_map(|path| device_of(&path)).collect()
     };
-    core.walls.enforce(&tree, wall_of(most), devices)
+    core.io_walls.enforce(&tree, wall_of(most), devices)
 }
 
 /// Before the limit of a machine's disks becomes `iops`.
@@ -133,7 +133,7 @@ pub(super) fn make_room(core: &Core, entry: &Machine, iops: u64) {
 
 /// Puts every wall where it belongs. Answers whether it could, in words where it could not.
 pub(super) fn keep(core: &Core) -> Result<(), String> {
-    core.walls.tidy();
+    core.io_walls.tidy();
     let mut failures = Vec::new();
     for entry in core.entries() {
         match set(core, &entry, None) {
@@ -201,7 +201,7 @@ mod tests {
         let file = unit.join("machine/io.max");
         fs::write(&file, "").unwrap();
         let tree = MachineTree::open(&unit).unwrap();
-        let (walls, [one, other]) = (Walls::default(), [0, 16].map(|minor| Device { major: 254, minor }));
+        let (walls, [one, other]) = (IoWalls::default(), [0, 16].map(|minor| Device { major: 254, minor }));
         let said = || fs::read_to_string(&file).unwrap().trim().to_owned();
         walls.enforce(&tree, None, || BTreeSet::from([one])).unwrap();
         assert_eq!(said(), "", "nothing is taken away where nothing was put");
@@ -217,7 +217,7 @@ mod tests {
         assert!(said().ends_with("riops=max wiops=max"), "{}", said());
         // What an earlier lathed has left is found.
         fs::write(&file, "254:0 rbps=max wbps=max riops=66 wiops=66").unwrap();
-        let next = Walls::default();
+        let next = IoWalls::default();
         next.enforce(&tree, None, || BTreeSet::from([one])).unwrap();
         assert!(said().ends_with("riops=max wiops=max"), "{}", said());
         next.enforce(&tree, None, || unreachable!("there is nothing to look after")).unwrap();

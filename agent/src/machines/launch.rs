@@ -12,8 +12,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
-use lathe_cgroup::{Bytes, MachineTree, MemoryPatch, MilliCpu, Patch};
+use lathe_cgroup::{Bytes, MachineTree, MemoryPatch, Patch};
 use lathe_vmm::control::definition::MAX_MEMORY;
 use lathe_vmm::control::wire::{
     Answer, Command, DiskConfig, DiskRates, FdIndex, MachineConfig, NicConfig, OnPanic, OnReboot, Phase,
@@ -154,7 +155,8 @@ pub async fn launch(core: &Core, record: &Record, console: &Arc<Console>) -> Res
     let mut standing = Standing { tier, memory_bytes, among_others: true };
     if let Some(tree) = &launched.tree {
         place(tree, &vcpu_tids)?;
-        limit(tree, record)?;
+        limit(core, tree, record)?;
+        core.walls.set_tier(tree, tier)?;
         standing = core.standings.enforce(tree, tier, memory_bytes)?;
         super::cores::admit(core, name, tree)?;
     }
@@ -424,7 +426,7 @@ fn own_cmdline(core: &Core, record: &Record) -> String {
     }
 }
 
-/// Puts vCPU threads where the CPU shards are enforced; twice is once.
+/// Puts vCPU threads where they can be told from the monitor's others; twice is once.
 ///
 /// # Errors
 /// `internal`.
@@ -439,7 +441,7 @@ pub fn place(tree: &MachineTree, vcpu_tids: &[i32]) -> Result<(), Problem> {
 }
 
 /// Puts a new machine's limits in force.
-fn limit(tree: &MachineTree, record: &Record) -> Result<(), Problem> {
+fn limit(core: &Core, tree: &MachineTree, record: &Record) -> Result<(), Problem> {
     let failed = |what: &'static str| {
         let unit = tree.unit().display().to_string();
         move |cause: lathe_cgroup::Error| Problem::internal(format!("cannot limit {what} of {unit}"), cause)
@@ -448,36 +450,7 @@ fn limit(tree: &MachineTree, record: &Record) -> Result<(), Problem> {
     let memory = MemoryPatch { max: Patch::Set(Bytes(max)), ..MemoryPatch::default() };
     tree.set_memory(&memory).map_err(failed("memory"))?;
     tree.set_pids(Patch::Set(PIDS_MAX)).map_err(failed("processes"))?;
-    limit_cpu(tree, record.desired.cpu_milli, record.vcpus()).map(|_| ())
-}
-
-/// The quota that delivers `cpu_milli` to `vcpus` threads. Where the threads alone cannot take more than that, the quota is a wall a tenth
-/// behind it: a quota of exactly all that they can take is charged in coarse steps and would hold them back.
-fn quota_for(cpu_milli: u64, vcpus: u32) -> u64 {
-    let most = u64::from(vcpus).saturating_mul(1000);
-    if cpu_milli < most { cpu_milli } else { most.saturating_add(most / 10) }
-}
-
-/// Sets the CPU quota if it is another; answers what is in force.
-///
-/// # Errors
-/// `internal`.
-pub fn limit_cpu(tree: &MachineTree, cpu_milli: u64, vcpus: u32) -> Result<Option<u64>, Problem> {
-    let failed = |cause| Problem::internal(format!("cannot limit CPU of {}", tree.unit().display()), cause);
-    let quota = MilliCpu(quota_for(cpu_milli, vcpus));
-    Ok(tree.set_vcpu_max(quota).map_err(failed)?.map(|max| max.0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quota_is_exact_below_what_the_vcpus_can_take_and_never_in_their_way() {
-        assert_eq!(quota_for(250, 1), 250);
-        assert_eq!(quota_for(999, 1), 999);
-        assert_eq!(quota_for(1000, 1), 1100);
-        assert_eq!(quota_for(1500, 2), 1500);
-        assert_eq!(quota_for(6000, 2), 2200);
-    }
+    core.walls.begin(tree);
+    let at_usec = super::sample::usec(core, Instant::now());
+    core.walls.limit(tree, record.desired.cpu_milli, record.vcpus(), at_usec).map(drop)
 }

@@ -78,7 +78,7 @@ impl Groups {
 
     fn limits(&self) -> (String, String) {
         let read = |name: &str| fs::read_to_string(self.path(name)).unwrap().trim().to_owned();
-        (read("machine/vcpu/cpu.max"), read("machine/memory.max"))
+        (read("machine/cpu.max"), read("machine/memory.max"))
     }
 }
 
@@ -166,7 +166,7 @@ fn expect_undone(world: &World, lathed: &Lathed, groups: &Groups, failed: &Resiz
 fn a_quota_that_the_kernel_refuses_fails_the_whole_change() {
     let world = World::new();
     let (groups, lathed) = running(&world);
-    let quota = Refusing::new(&groups.path("machine/vcpu/cpu.max"));
+    let quota = Refusing::new(&groups.path("machine/cpu.max"));
     let failed = resize(&lathed, &change(300, 128));
     expect_undone(&world, &lathed, &groups, &failed, "cpu.max");
     // As often as somebody asks.

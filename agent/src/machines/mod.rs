@@ -20,6 +20,7 @@
 //! | `relief` | memory that harvest machines give back while the host is short of it |
 //! | `iomax` | what stands behind the limit of their disks |
 //! | `cores` | who runs on which of the host's CPUs |
+//! | `walls` | the CPU that a whole machine may use, and what of it its monitor needs |
 //! | `sight` | whether they get what they are granted while they want it |
 //! | [`uplink`] | the host's uplink shared between them |
 //!
@@ -50,6 +51,7 @@ mod start;
 mod tiers;
 pub mod uplink;
 mod view;
+mod walls;
 
 #[cfg(test)]
 mod disks_tests;

@@ -252,12 +252,12 @@ fn who_gets_least_of_what_it_asks_for_is_shown() {
         lathed.run(world.request(name)).unwrap();
         let entry = lathed.machines.core.entry(name).unwrap();
         // A second of a spinning guest, of a time at which nobody else looks.
-        let at = |at_usec, used_usec, throttled_periods| {
+        let at = |at_usec, used_usec, wall_periods| {
             let cpu = sight::Cpu {
                 at_usec,
                 granted_milli: 500,
                 used_usec,
-                throttled_periods,
+                wall_periods,
                 period_usec: 10_000,
                 ..sight::Cpu::default()
             };

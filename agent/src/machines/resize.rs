@@ -25,7 +25,7 @@ use super::record::{Back, Booted, Desired, Record};
 use super::shape::{
     self, AtDeadline, Effect, Ended, Event, Force, Holds, Operation, Outcome, Report, Standing, Step,
 };
-use super::{cores, guest, iomax, spec, view};
+use super::{cores, guest, iomax, sample, spec, view};
 use crate::api::wire::{
     Cores, DeadlineAction, OperationView, ResizeOutcome, ResizeRequest, ResizeView, Tier,
 };
@@ -253,7 +253,8 @@ fn limit_cpu(
     (cpu_milli, vcpus): (u64, u32),
     decided: Instant,
 ) -> Result<(), Problem> {
-    let quota = launch::limit_cpu(tree, cpu_milli, vcpus)?;
+    let at_usec = sample::usec(&actor.core, Instant::now());
+    let quota = actor.core.walls.limit(tree, cpu_milli, vcpus, at_usec)?;
     let took = decided.elapsed();
     let before = actor.entry.with(|shared| std::mem::replace(&mut shared.quota_milli, quota));
     // What is found after a restart of lathed is no change.
@@ -726,7 +727,10 @@ async fn host_step(actor: &mut Actor, step: Step, decided: Instant) -> Result<Re
         }
         Step::SetTier { tier, memory_bytes } => {
             let standing = match &tree {
-                Some(tree) => actor.core.standings.enforce(tree, tier, memory_bytes)?,
+                Some(tree) => {
+                    actor.core.walls.set_tier(tree, tier)?;
+                    actor.core.standings.enforce(tree, tier, memory_bytes)?
+                }
                 None => Standing { tier, memory_bytes, among_others: true },
             };
             Ok(Report::Standing(standing))

@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use super::core::{Core, DiskUse, Entry, Usage, rate};
 use super::sight::{self, Observation};
-use super::{cores, iomax, tiers};
+use super::{cores, iomax, tiers, walls};
 use crate::host::Consumption;
 use crate::network::{PortBytes, PortQueue, PortQueues};
 
@@ -56,6 +56,7 @@ pub(super) async fn run(core: Arc<Core>) {
             }
             *trouble = now;
         }
+        core.walls.tidy();
         core.heartbeat.send_replace(Instant::now());
     }
 }
@@ -101,9 +102,10 @@ async fn machine(core: &Core, entry: &Entry) {
     if let Some(tree) = &launched.tree
         && let Ok(usage) = tree.usage()
     {
-        now.cpu_usec = usage.vcpu.usage_usec.saturating_add(usage.vmm.usage_usec);
-        now.throttled_usec = usage.vcpu.throttled_usec;
+        now.cpu_usec = usage.machine.usage_usec;
+        now.throttled_usec = throttled_usec(&usage);
         now.memory_bytes = usage.memory.current.0;
+        keep_wall(core, entry, tree, &usage, observed.at_usec);
         observed.cpu = cpu(core, entry, tree, &usage, observed.at_usec);
         observed.stalls = stalls(&usage, observed.at_usec);
     }
@@ -140,8 +142,34 @@ async fn machine(core: &Core, entry: &Entry) {
 }
 
 /// Microseconds since lathed started.
-fn usec(core: &Core, at: Instant) -> u64 {
+pub(super) fn usec(core: &Core, at: Instant) -> u64 {
     u64::try_from(at.saturating_duration_since(core.started).as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Time that its threads were held back: at the wall, or its vCPUs at what they may take of it.
+fn throttled_usec(usage: &lathe_cgroup::Usage) -> u64 {
+    usage.machine.throttled_usec.saturating_add(usage.vcpu.throttled_usec)
+}
+
+/// Looks after the wall around a machine's CPU.
+fn keep_wall(core: &Core, entry: &Entry, tree: &MachineTree, usage: &lathe_cgroup::Usage, at_usec: u64) {
+    let counted = walls::Counted {
+        at_usec,
+        used_usec: usage.machine.usage_usec,
+        vmm_usec: usage.vmm.usage_usec,
+        wall_periods: usage.machine.nr_throttled,
+        vmm_waited_usec: None,
+    };
+    let waited = || {
+        let (waited, _) = core.probe.waiting(&tree.vmm_threads().ok()?)?;
+        u64::try_from(waited.as_micros()).ok()
+    };
+    // It may have ended meanwhile; what else is refused is refused to the next change as well, which then says so.
+    if let Err(cause) = core.walls.keep(tree, counted, waited)
+        && tree.unit().exists()
+    {
+        tracing::debug!(machine = entry.name, %cause, "its CPU is not divided anew");
+    }
 }
 
 /// What is known of a machine's CPU.
@@ -153,15 +181,16 @@ fn cpu(
     at_usec: u64,
 ) -> Option<sight::Cpu> {
     let granted_milli = entry.with(|shared| shared.record.held().cpu.0);
-    let period = tree.vcpu_period().ok()?;
+    let period = tree.period().ok()?;
     let tids = tree.vcpu_threads().unwrap_or_default();
     let wait = core.probe.waiting(&tids);
     Some(sight::Cpu {
         at_usec,
         granted_milli,
-        used_usec: usage.vcpu.usage_usec.saturating_add(usage.vmm.usage_usec),
-        throttled_usec: usage.vcpu.throttled_usec,
-        throttled_periods: usage.vcpu.nr_throttled,
+        used_usec: usage.machine.usage_usec,
+        throttled_usec: throttled_usec(usage),
+        wall_periods: usage.machine.nr_throttled,
+        vcpu_periods: usage.vcpu.nr_throttled,
         period_usec: u64::try_from(period.as_micros()).unwrap_or(u64::MAX),
         wait: wait.map(|(waited, turns)| sight::Wait {
             waited_usec: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),

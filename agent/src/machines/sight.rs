@@ -6,8 +6,9 @@
 //! Pure: counters and times come in, integers go out. What *delivered* means is plain: what the counters grew by. What a machine
 //! *asked* for is never more than its grant, and is put together from what the kernel knows:
 //!
-//! **CPU**, all of the machine against its grant `g`. cpu.stat counts the enforcement periods in which the vCPUs had used up their
-//! quota and stood still: in those it asked for all of `g`. (The time that it stood still, `throttled_usec`, is none that it was
+//! **CPU**, all of the machine against its grant `g`. cpu.stat counts the enforcement periods in which the machine had used up its
+//! quota and stood still, and those in which its vCPUs had used up what the monitor leaves them of it: in those it asked for all of `g`. A
+//! period may be of both kinds, so the larger number of the two is taken. (The time that it stood still, `throttled_usec`, is none that it was
 //! granted.) In the rest of the second it asked for what it used, and for the time in which its vCPUs were ready and waited for a CPU
 //! that somebody else had. Waiting that has room in the periods used up is taken to have been there, where it cost nothing:
 //! ```text
@@ -59,10 +60,12 @@ pub struct Cpu {
     pub granted_milli: u64,
     /// CPU time of vCPUs and monitor, microseconds.
     pub used_usec: u64,
-    /// Time that vCPUs were held back by their quota, summed over CPUs, microseconds.
+    /// Time that its threads were held back by a quota, summed over CPUs, microseconds.
     pub throttled_usec: u64,
-    /// Enforcement periods in which the vCPUs used their quota up.
-    pub throttled_periods: u64,
+    /// Enforcement periods in which the whole machine used its quota up.
+    pub wall_periods: u64,
+    /// Enforcement periods in which the vCPUs used up what they may take of it.
+    pub vcpu_periods: u64,
     /// How long a period is, microseconds.
     pub period_usec: u64,
     /// What the vCPU threads have waited; `None` where the kernel does not tell.
@@ -219,7 +222,8 @@ impl Cpu {
         let span_usec = span(earlier.at_usec, self.at_usec)?;
         let delivered = self.used_usec.checked_sub(earlier.used_usec)?;
         let throttled_usec = self.throttled_usec.checked_sub(earlier.throttled_usec)?;
-        let used_up = self.throttled_periods.checked_sub(earlier.throttled_periods)?;
+        let wall = self.wall_periods.checked_sub(earlier.wall_periods)?;
+        let used_up = wall.max(self.vcpu_periods.checked_sub(earlier.vcpu_periods)?);
         let smaller = self.granted_milli.min(earlier.granted_milli);
         let larger = self.granted_milli.max(earlier.granted_milli);
         // Another grant may have brought another period.
@@ -395,7 +399,7 @@ mod tests {
                 at_usec: self.cpu.at_usec + SEC_1,
                 used_usec: self.cpu.used_usec + used_msec * 1000,
                 throttled_usec: self.cpu.throttled_usec + throttled_msec * 1000,
-                throttled_periods: self.cpu.throttled_periods + used_up,
+                wall_periods: self.cpu.wall_periods + used_up,
                 wait: Some(Wait { waited_usec: wait.waited_usec + waited_msec * 1000, ..wait }),
                 ..self.cpu
             };
@@ -559,15 +563,26 @@ mod tests {
         assert_eq!(sight.stalls(SEC_10), [Some(1000), None, Some(0)]);
     }
 
+    #[test]
+    fn a_period_in_which_both_quotas_were_used_up_counts_once() {
+        let cpu = |wall_periods, vcpu_periods| {
+            let now = Cpu { at_usec: SEC_1, granted_milli: 500, period_usec: 10_000, ..Cpu::default() };
+            let cpu = Cpu { wall_periods, vcpu_periods, ..now };
+            cpu.since(&Cpu { at_usec: 0, granted_milli: 500, ..Cpu::default() }).expect("a second").what.asked
+        };
+        assert_eq!([cpu(40, 0), cpu(0, 40), cpu(40, 40), cpu(10, 40)], [200_000; 4]);
+    }
+
     fn cpus() -> impl Strategy<Value = Cpu> {
         let wild = || prop_oneof![4 => 0_u64..4_000_000, 1 => any::<u64>()];
         let waits = (wild(), 0_u64..2_000_000, wild());
         let waits = waits.prop_map(|(waited_usec, turns, threads)| Wait { waited_usec, turns, threads });
-        let counters = (wild(), wild(), wild());
+        let counters = (wild(), wild(), (wild(), wild()));
         let all = (wild(), wild(), counters, wild(), prop::option::of(waits));
         all.prop_map(|(at_usec, granted_milli, counters, period_usec, wait)| {
-            let (used_usec, throttled_usec, throttled_periods) = counters;
-            Cpu { at_usec, granted_milli, used_usec, throttled_usec, throttled_periods, period_usec, wait }
+            let (used_usec, throttled_usec, (wall_periods, vcpu_periods)) = counters;
+            let cpu = Cpu { at_usec, granted_milli, used_usec, throttled_usec, ..Cpu::default() };
+            Cpu { wall_periods, vcpu_periods, period_usec, wait, ..cpu }
         })
     }
 

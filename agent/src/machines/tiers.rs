@@ -15,6 +15,8 @@
 //! from the reserve. So a harvest machine gives way to the host only down to the host's reserve. Memory that a guest has written can be taken
 //! back only where the host has swap.
 //!
+//! Catching up is done by the wall around the machine's CPU, in `walls`.
+//!
 //! systemd writes the units' files anew after each `daemon-reload`: [`keep`] looks at them once a second.
 
 use std::collections::BTreeMap;
@@ -22,7 +24,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lathe_cgroup::standing::set_slice;
-use lathe_cgroup::{Bytes, CpuPatch, CpuTurn, Error, MachineTree, Protection, Reach, Standing};
+use lathe_cgroup::{Bytes, CpuTurn, Error, MachineTree, Protection, Reach, Standing};
 
 use super::core::Core;
 use super::shape;
@@ -35,8 +37,6 @@ pub const SLICE: &str = "lathe.slice";
 const WEIGHT_GUARANTEED: u32 = 10_000;
 /// What systemd gives every unit.
 const WEIGHT_STANDARD: u32 = 100;
-/// `cpu.max.burst` of guaranteed machines, percent of their quota.
-const BURST_GUARANTEED_PERCENT: u8 = 100;
 
 /// How a machine of this tier with this much memory stands among others.
 fn standing(tier: Tier, memory_bytes: u64) -> Standing {
@@ -57,7 +57,7 @@ impl Standings {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a tier in force for a machine whose quota is set. Twice is once.
+    /// Puts a tier in force. Twice is once.
     ///
     /// # Errors
     /// `internal`; then nobody looks after it until it has succeeded.
@@ -71,12 +71,6 @@ impl Standings {
             |cause| Problem::internal(format!("cannot set the tier of {}", tree.unit().display()), cause);
         let mut known = self.known();
         known.remove(tree.unit());
-        let burst = if tier == Tier::Guaranteed { BURST_GUARANTEED_PERCENT } else { 0 };
-        match tree.set_cpu(&CpuPatch { burst_percent: Some(burst), ..CpuPatch::default() }) {
-            // A comfort that a kernel may lack.
-            Ok(_) | Err(Error::Lacks { .. }) => {}
-            Err(cause) => return Err(failed(cause)),
-        }
         let reach = tree.set_standing(&standing(tier, memory_bytes)).map_err(failed)?;
         let standing = shape::Standing { tier, memory_bytes, among_others: reach == Reach::Siblings };
         known.insert(tree.unit().to_path_buf(), standing);
@@ -169,11 +163,6 @@ mod tests {
             ("memory.low", "0"),
             ("machine/memory.min", "0"),
             ("machine/memory.low", "0"),
-            ("machine/vcpu/cpu.max", "50000 100000"),
-            ("machine/vcpu/cpu.max.burst", "0"),
-            ("machine/vcpu/cpu.weight", "100"),
-            ("machine/vmm/cpu.max", "max 100000"),
-            ("machine/vmm/cpu.weight", "100"),
         ] {
             fs::write(unit.join(name), text).unwrap();
         }

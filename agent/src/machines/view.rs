@@ -436,10 +436,10 @@ fn plan_cpu(force: &Force, record: &Record, cpu_milli: u64) -> String {
     let Some(cpus) = &force.cpus else {
         return match carried_milli(cpu_milli, force.boot_cpus) < cpu_milli {
             true => format!(
-                "quota of its {} vCPUs as far as they carry, at once; the rest at its next start",
+                "quota of the machine, as far as its {} vCPUs carry, at once; the rest at its next start",
                 force.boot_cpus
             ),
-            false => "quota of its vCPUs, at once".to_owned(),
+            false => "quota of the machine, at once".to_owned(),
         };
     };
     let wanted = needed.min(cpus.possible.max(1));
@@ -447,7 +447,7 @@ fn plan_cpu(force: &Force, record: &Record, cpu_milli: u64) -> String {
     let rest = if needed > cpus.possible { "; more vCPUs than that only at its next start" } else { "" };
     let who = if force.agent { "by its guest agent" } else { "by its udev rules: no guest agent answers" };
     match (wanted.cmp(&online), wanted > cpus.present) {
-        (Ordering::Equal, _) => format!("quota of its vCPUs, at once{rest}"),
+        (Ordering::Equal, _) => format!("quota of the machine, at once{rest}"),
         (Ordering::Greater, true) => {
             format!(
                 "quota at once; {} -> {wanted} vCPUs plugged in and brought online {who}{rest}",

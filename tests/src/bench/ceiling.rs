@@ -164,8 +164,7 @@ fn rates(agent: &mut Agent, limit: &Path) -> Result<()> {
 /// lathed refuses, or the limit is never in force.
 pub fn run(machine: &str, rounds: usize) -> Result<bool> {
     println!("ceiling: {machine}, {rounds} falls from {ABOVE} to {BELOW} milliCPU, milliseconds");
-    let limit =
-        Path::new(CGROUPS).join(format!("lathe.slice/lathe-vm@{machine}.service/machine/vcpu/cpu.max"));
+    let limit = Path::new(CGROUPS).join(format!("lathe.slice/lathe-vm@{machine}.service/machine/cpu.max"));
     let mut agent = Agent::connect(machine)?;
     let mut series: [[Series; 2]; 2] = Default::default();
     for number in 0..rounds {

@@ -49,6 +49,16 @@ pub fn verdict(figure: f64, target: f64, differ: f64, leaves: f64) -> (bool, &'s
     }
 }
 
+/// The mean between two times of a figure that is changed in steps: times, in order, and what it is from then on.
+pub fn mean_of_steps(steps: &[(f64, f64)], from: f64, to: f64) -> f64 {
+    let ends = steps.iter().skip(1).map(|(at, _)| *at).chain([f64::INFINITY]);
+    let parts = steps.iter().zip(ends).map(|((begin, figure), end)| {
+        let time = end.min(to) - begin.max(from);
+        figure * time.max(0.0)
+    });
+    parts.sum::<f64>() / (to - from)
+}
+
 impl fmt::Display for Series {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [median, min, q1, q3, max] = [0.5, 0.0, 0.25, 0.75, 1.0].map(|share| self.quantile(share));
@@ -59,6 +69,13 @@ impl fmt::Display for Series {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_figure_that_changes_is_weighed_by_time() {
+        assert!((mean_of_steps(&[(0.0, 0.5)], 3.0, 13.0) - 0.5).abs() < 1e-9);
+        let steps = [(0.0, 1.0), (5.0, 0.5), (8.0, 0.8), (20.0, 9.0)];
+        assert!((mean_of_steps(&steps, 3.0, 13.0) - (2.0 * 1.0 + 3.0 * 0.5 + 5.0 * 0.8) / 10.0).abs() < 1e-9);
+    }
 
     #[test]
     fn quantiles_interpolate() {

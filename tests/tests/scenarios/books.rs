@@ -69,7 +69,7 @@ cd /sys/fs/cgroup/lathe.slice; lathe list --json >/tmp/books
 for name in $(jq -r '.machines[] | select(.state == "running") | .name' /tmp/books); do
     of() { jq -r --arg name "$name" ".machines[] | select(.name == \$name) | $1" /tmp/books; }
     unit=lathe-vm@$name.service
-    milli=$(of .cpu.desired); read -r quota period <$unit/machine/vcpu/cpu.max
+    milli=$(of .cpu.desired); read -r quota period <$unit/machine/cpu.max
     [ "$quota" = $((milli * period / 1000)) ] || echo $name: $milli milliCPU, cpu.max $quota $period
     standing="$(cat $unit/cpu.idle) $(cat $unit/cpu.weight)"
     case "$(of .tier) $standing" in

@@ -42,7 +42,7 @@ const RESOURCES: [(&str, &str); 3] = [
     (
         "cpu",
         r#"milli=$((300 + n * 37 % 600)); change --cpu 0.$milli
-           read -r quota period <$unit/machine/vcpu/cpu.max
+           read -r quota period <$unit/machine/cpu.max
            [ "$quota" = $((milli * period / 1000)) ] || echo wrong: $milli milliCPU, cpu.max $quota $period"#,
     ),
     (

@@ -54,7 +54,7 @@ fn cpu_is_delivered_within_3_percent(hosts: &Hosts) {
         within(hosts, "cpu", asked, 3.0, || {
             // The guest is busy before and after the ten seconds that count.
             let line = "lathe exec busy -- spin 13 >/tmp/spin & sleep 1.5
-                 at() { awk '/^usage_usec/ { print $2; exit }' /sys/fs/cgroup/lathe.slice/lathe-vm@busy.service/machine/vcpu/cpu.stat; date +%s%N; }
+                 at() { awk '/^usage_usec/ { print $2; exit }' /sys/fs/cgroup/lathe.slice/lathe-vm@busy.service/machine/cpu.stat; date +%s%N; }
                  before=$(at); sleep 10; after=$(at); wait
                  echo usage=$(($(echo $after | cut -d' ' -f1) - $(echo $before | cut -d' ' -f1)))
                  echo nsec=$(($(echo $after | cut -d' ' -f2) - $(echo $before | cut -d' ' -f2)))

@@ -66,7 +66,7 @@ fn counting() -> String {
         at() {{
             echo now_nsec=$(date +%s%N) owner_usec=$(spent {owner} usage_usec) other_usec=$(spent {other} usage_usec) \
                 machines_usec=$(spent lathe.slice usage_usec) host_usec=$(spent . usage_usec) \
-                throttled=$(spent {owner}/machine/vcpu nr_throttled) wait_nsec=$(waited) \
+                throttled=$(spent {owner}/machine nr_throttled) wait_nsec=$(waited) \
                 slept=$(switches voluntary_ctxt_switches:) pushed=$(switches nonvoluntary_ctxt_switches:)
         }}"#
     )

@@ -132,12 +132,13 @@ fn the_monitor_has_no_privilege(hosts: &Hosts) {
 fn its_limits_are_out_of_its_reach(hosts: &Hosts) {
     let (host, monitor) = prepared(hosts);
     let unit = "/sys/fs/cgroup/lathe.slice/lathe-vm@inside.service";
-    let limits = format!(
-        "cd {unit}/machine && grep -H . vcpu/cpu.max memory.max memory.high pids.max cpu.max 2>/dev/null"
-    );
+    let limits =
+        format!("cd {unit}/machine && grep -H . cpu.max vmm/cpu.max memory.max memory.high pids.max");
     let before = host.run(&limits).expect_ok().stdout();
     monitor.is_refused(&[
+        &format!("echo max >{unit}/machine/cpu.max"),
         &format!("echo max >{unit}/machine/vcpu/cpu.max"),
+        &format!("echo max >{unit}/machine/vmm/cpu.max"),
         &format!("echo max >{unit}/machine/memory.max"),
         &format!("echo max >{unit}/machine/pids.max"),
         &format!("echo 10000 >{unit}/cpu.weight"),
@@ -232,7 +233,7 @@ fn it_touches_no_other_machine(hosts: &Hosts) {
         "socat - UNIX-CONNECT:/run/lathe/vm/other.sock,type=5 </dev/null",
         "socat - UNIX-CONNECT:/run/lathe/machines/other/vsock.sock </dev/null",
         "kill -9 $(cat /run/lathe/lathed.pid 2>/dev/null || echo 1)",
-        "echo max >/sys/fs/cgroup/lathe.slice/lathe-vm@other.service/machine/vcpu/cpu.max",
+        "echo max >/sys/fs/cgroup/lathe.slice/lathe-vm@other.service/machine/cpu.max",
     ]);
     host.run("lathe show other --json | jq .pid").expect_ok().expect_stdout(&other);
     away(&host, &["inside", "other"]);

@@ -144,10 +144,8 @@ fn resize_changes_a_running_machine(hosts: &Hosts) {
     let resized = host.run("lathe resize demo --cpu 0.5 --net 10mbit --json").expect_ok().json();
     assert!(resized["outcome"] == "applied" && resized["revision"] == before + 1, "{resized}");
     assert!(resized["cpu"]["actual"] == 500 && resized["net"]["actual"] == 10_000_000, "{resized}");
-    host.run(
-        "cat /sys/fs/cgroup/lathe.slice/lathe-vm@demo.service/machine/vcpu/cpu.max | awk '{print $1 / $2}'",
-    )
-    .expect_stdout("0.5");
+    host.run("cat /sys/fs/cgroup/lathe.slice/lathe-vm@demo.service/machine/cpu.max | awk '{print $1 / $2}'")
+        .expect_stdout("0.5");
     host.run("tc qdisc show dev lt-demo; tc class show dev lt-demo").expect_ok().expect_out("10Mbit");
     let again = host.run("lathe resize demo --cpu 0.5 --net 10mbit --json").expect_ok().json();
     assert!(again["outcome"] == "unchanged" && again["revision"] == before + 1, "{again}");

@@ -27,6 +27,7 @@ mod survival;
 mod testbed;
 mod tiers;
 mod uplink;
+mod whole_machine;
 
 use std::process::ExitCode;
 
@@ -62,6 +63,7 @@ const GROUPS: &[Group] = &[
     promises::GROUP,
     harvest::GROUP,
     enforced::GROUP,
+    whole_machine::GROUP,
     books::GROUP,
     bench::MONITOR,
 ];

@@ -64,7 +64,7 @@ fn a_tier_is_in_force_in_the_kernel(hosts: &Hosts) {
     assert_eq!(standing(&host, "tier"), format!("10000 0 {0} {0}", 128 * MIB));
     let inside = format!("{}/machine", unit("tier"));
     assert_eq!(file(&host, &format!("{inside}/memory.min")), (128 * MIB).to_string());
-    assert_ne!(file(&host, &format!("{inside}/vcpu/cpu.max.burst")), "0");
+    assert_ne!(file(&host, &format!("{inside}/cpu.max.burst")), "0");
     // What a machine keeps it keeps only as far as its slice does.
     let slice = format!("test $(cat {SLICE}/memory.min) = {}", 128 * MIB);
     host.wait_until("the slice is protected as its machines are", SEEN, &slice);
@@ -73,7 +73,7 @@ fn a_tier_is_in_force_in_the_kernel(hosts: &Hosts) {
     let idle = resize(&host, "tier", "--tier harvest");
     assert!(idle["outcome"] == "applied" && idle["tier_actual"] == "harvest", "{idle}");
     assert_eq!(file(&host, &format!("{}/cpu.idle", unit("tier"))), "1");
-    assert_eq!(file(&host, &format!("{inside}/vcpu/cpu.max.burst")), "0");
+    assert_eq!(file(&host, &format!("{inside}/cpu.max.burst")), "0");
     host.run("lathe list").expect_ok().expect_out("TIER").expect_out("harvest");
     host.run("lathe show tier").expect_ok().expect_out("tier      harvest");
     host.run("curl -sS --unix-socket /run/lathe/lathe.sock http://lathe/metrics")
@@ -118,11 +118,11 @@ fn what_systemd_writes_anew_is_corrected(hosts: &Hosts) {
     away(&host, &["tier"]);
 }
 
-/// What two machines' vCPUs get, in CPUs, over 8 s in which the guests spin that shall; each guest's two threads.
+/// What two machines get, in CPUs, over 8 s in which the guests spin that shall; each guest's two threads.
 fn shares(host: &Host<'_>, machines: [&str; 2], spinning: &[&str]) -> [f64; 2] {
     let spin: String =
         spinning.iter().map(|name| format!("lathe exec {name} -- spin 12 2 >/dev/null &\n")).collect();
-    let stats = machines.map(|name| format!("{}/machine/vcpu/cpu.stat", unit(name))).join(" ");
+    let stats = machines.map(|name| format!("{}/machine/cpu.stat", unit(name))).join(" ");
     let line = format!(
         "at() {{ awk '/^usage_usec/ {{ print $2 }}' {stats} | tr '\\n' ' '; date +%s%N; }}
          {spin}sleep 2; at; sleep 8; at; wait"
