@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use lathe_netshape::{
     BitRate, Bridge, IfName, LinkKind, Mac, Nat, Netlink, Network, Outcome, Patch, PortFd, PortSpec, Prefix,
     Proto, Publish, RatePatch, Shaping, Tap, TapError, mac_for,
@@ -193,6 +194,39 @@ fn a_tap_outlives_its_monitor_and_is_removed_with_its_machine() -> Tested {
         Network::remove(&nl, &b.tap).await?;
         assert_eq!(Network::list(&nl).await?, []);
         assert!(matches!(Tap::open(&tap), Err(TapError::Missing(_))));
+        Ok(())
+    })
+}
+
+/// What the kernel has of so many does not go into one answer, and it refuses a second dump on the socket before all of the first is read.
+#[test]
+fn many_machines_change_at_once() -> Tested {
+    const MACHINES: usize = 24;
+    in_namespace(async |nl| {
+        let (_a, _b) = two_guests(&nl).await?;
+        let mut guests = Vec::new();
+        for number in 0..MACHINES {
+            guests.push(guest(&nl, &format!("m{number}")).await?);
+        }
+        for round in 1..=2 {
+            let rate = |number: usize| BitRate(8_000_000 * (round + number as u64));
+            let changes = guests.iter().enumerate().map(|(number, guest)| {
+                let nl = nl.clone();
+                async move {
+                    let set = || Patch::Set(rate(number));
+                    let patch = RatePatch { to_guest: set(), from_guest: set() };
+                    let (changed, read) =
+                        (Shaping::apply(&nl, &guest.tap, &patch).await, Shaping::read(&nl, &guest.tap).await);
+                    (number, changed, read)
+                }
+            });
+            for (number, changed, read) in join_all(changes).await {
+                for state in [changed?, read?] {
+                    assert_eq!(state.to_guest.rate, Some(rate(number)), "machine {number}");
+                    assert_eq!(state.from_guest.rate, Some(rate(number)), "machine {number}");
+                }
+            }
+        }
         Ok(())
     })
 }

@@ -9,11 +9,13 @@ mod testing;
 
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use netlink_packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
+use tokio::sync::Mutex;
 
 pub(crate) use self::filter::{FilterAt, FoundFilter};
 pub(crate) use self::link::{Link, LinkChange, PortFlags};
@@ -31,6 +33,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub struct Netlink {
     handle: rtnetlink::Handle,
+    /// A socket carries one dump at a time: the kernel refuses the next with EBUSY while the answer to the last is not all read
+    /// (`netlink_dump_start` in net/netlink/af_netlink.c).
+    dump: Arc<Mutex<()>>,
 }
 
 /// Names what failed where.
@@ -49,7 +54,7 @@ impl Netlink {
     /// [`Error::Socket`].
     pub fn connect() -> Result<(Netlink, impl Future<Output = ()> + Send + 'static), Error> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(Error::Socket)?;
-        Ok((Netlink { handle }, connection))
+        Ok((Netlink { handle, dump: Arc::default() }, connection))
     }
 
     async fn request(
@@ -57,6 +62,7 @@ impl Netlink {
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> io::Result<Vec<RouteNetlinkMessage>> {
+        let _alone = if flags & NLM_F_DUMP == NLM_F_DUMP { Some(self.dump.lock().await) } else { None };
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
         let mut answers = self.handle.clone().request(request).map_err(io::Error::other)?;
