@@ -183,14 +183,6 @@ impl MachineTree {
         file::write(&self.vmm.join("cgroup.threads"), &tid.to_string())
     }
 
-    /// Thread ids of the monitor's other threads.
-    ///
-    /// # Errors
-    /// [`Error::Read`], [`Error::Content`].
-    pub fn vmm_threads(&self) -> Result<Vec<u32>, Error> {
-        file::read_ids(&self.vmm.join("cgroup.threads"))
-    }
-
     /// Thread ids under the vCPU limit.
     ///
     /// # Errors
@@ -723,7 +715,6 @@ mod tests {
         let tree = MachineTree::open(&fixture.unit()).expect("there");
         tree.place_vcpu(42).expect("placed");
         assert_eq!(tree.vcpu_threads().expect("read"), [42]);
-        assert_eq!(tree.vmm_threads().expect("read"), []);
         assert!(tree.is_populated().expect("read"));
         fs::write(tree.vcpu().join("cgroup.threads"), "one\n").expect("written");
         assert!(matches!(tree.vcpu_threads(), Err(Error::Content { .. })));

@@ -158,14 +158,10 @@ fn keep_wall(core: &Core, entry: &Entry, tree: &MachineTree, usage: &lathe_cgrou
         used_usec: usage.machine.usage_usec,
         vmm_usec: usage.vmm.usage_usec,
         wall_periods: usage.machine.nr_throttled,
-        vmm_waited_usec: None,
-    };
-    let waited = || {
-        let (waited, _) = core.probe.waiting(&tree.vmm_threads().ok()?)?;
-        u64::try_from(waited.as_micros()).ok()
+        vcpu_periods: usage.vcpu.nr_throttled,
     };
     // It may have ended meanwhile; what else is refused is refused to the next change as well, which then says so.
-    if let Err(cause) = core.walls.keep(tree, counted, waited)
+    if let Err(cause) = core.walls.keep(tree, counted)
         && tree.unit().exists()
     {
         tracing::debug!(machine = entry.name, %cause, "its CPU is not divided anew");

@@ -4,32 +4,29 @@
 //! machine/cpu.max          the grant: vCPUs and monitor together, always            ◄── resize, at once
 //! ├─ vcpu/cpu.max          the grant less what the monitor needs, if that is much   ◄─┐ once a second:
 //! └─ vmm/cpu.max           three quarters of the grant                                │ what the monitor's threads used,
-//!                                                    cpu.stat, /proc/TID/schedstat ──┘ and waited while the wall stood
+//!                                                                          cpu.stat ──┘ and all of the machine
 //! ```
 //! A quota that only vCPUs have is no promise: device threads work for the guest as well, and a busy sender's machine would use a fifth more
 //! than it is granted. A wall alone is no good either: CPUs draw on its quota as they come, so a guest that spins has used it up before its
 //! device threads wake up, period after period. Hence the division. It is a forecast, never a promise: whatever it is, the machine gets its
 //! grant and no more, because the wall is never moved for it. That is also why the parts may be written as often as need be (each write refills
 //! the quota of the part, `Documentation/scheduler/sched-bwc.rst`, but not of the wall), and have a burst, so that being charged in coarse steps
-//! costs them nothing.
+//! costs them little.
 //!
-//! What is kept for the monitor, each second:
-//!
-//! | in the last second | kept in the next |
-//! |---|---|
-//! | its threads waited a quarter of what they used or more, and the wall had stood | what they used or what was kept, and what they waited, up to a quarter of that and a hundredth of the grant |
-//! | otherwise | what they used and a fiftieth of it; a little less is approached by halves |
-//!
-//! Besides, what was delivered too much is paid back. Each write of the wall, which is each change of the grant, refills its quota and forgives what
-//! threads have run over it until the next tick: a hundredth of the grant or several, if that is changed once a second. So what was used is held
-//! against what was granted over time, and what is above it goes off the vCPUs' part in the next second, down to half of the grant. A reading falls anywhere
-//! in a period and a tick: that much more or less is neither owed nor saved.
+//! What the monitor's threads used in the last second is kept for them in the next. How long they waited says nothing: whoever wakes up while the
+//! wall stands waits for the next period, whether it then gets on or not. The rest is settled by holding what was used against what was granted
+//! over time:
 //! ```text
-//! owed  = owed + used - granted over time        within: -slack … slack + a quarter of the grant
-//! vcpu  = grant - kept - (owed - slack)          slack = a period's quota and a tick
+//! owed  = owed + used - granted over time       above the slack: too much, goes off the vCPUs' part
+//! vcpu  = grant - kept - owed                   below it, while a quota is reached: too little, goes to them
 //! ```
-//! Kept is half of the grant at most, and nothing if it and paid back together are less than a hundredth of the grant: then vCPUs are held by the wall alone. The other way
-//! round the monitor's threads leave a quarter, so that a flood of packets does not freeze the guest that could drop them.
+//! *Too much* comes from writing the wall, which is each change of the grant: it refills the quota and forgives what threads have run over it until
+//! the next tick, a hundredth of the grant or several if that is changed once a second. *Too little* comes from two quotas, one in the other,
+//! charged in steps of a tick: what the outer one gives in a period in which the inner one stands is lost. A reading falls anywhere in a period and
+//! a tick; so much, the slack, is neither owed nor missed. A machine that reaches no quota asks for less than its grant and misses nothing.
+//!
+//! Half of the grant is the guest's at least. Where less than a hundredth of it would be held back, vCPUs are held by the wall alone. The other
+//! way round the monitor's threads leave a quarter, so that a flood of packets does not freeze the guest that could drop them.
 //!
 //! A wall of all that the vCPUs can take, or more, has a burst of a whole quota whatever the tier: time is charged in coarse steps, and a
 //! quota that is all but used up in every period would hold them back. Over more than two periods it is exact all the same.
@@ -70,47 +67,32 @@ pub(super) struct Counted {
     pub vmm_usec: u64,
     /// Periods in which the wall had been reached.
     pub wall_periods: u64,
-    /// What the monitor's own threads have waited, microseconds; `None` where nobody looked, or the kernel does not tell.
-    pub vmm_waited_usec: Option<u64>,
+    /// Periods in which the vCPUs had reached what they may take of it.
+    pub vcpu_periods: u64,
 }
 
-/// What the monitor's threads did in the last second, millionths of a CPU.
+/// What a machine did between two counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Seen {
-    used: u64,
-    /// Ready without a CPU while the wall had been reached now and then.
-    waited: u64,
+    /// By all of it, microseconds of CPU time.
+    used_usec: u64,
+    /// By its monitor's own threads, millionths of a CPU.
+    vmm: u64,
+    /// A quota was reached.
+    stood: bool,
 }
 
 impl Counted {
     /// What has happened since an earlier count; `None` where no time has passed, or counters began anew.
     fn since(&self, earlier: &Self) -> Option<Seen> {
         let span = self.at_usec.checked_sub(earlier.at_usec).filter(|span| *span > 0)?;
-        let used = self.vmm_usec.checked_sub(earlier.vmm_usec)?;
-        let stood = self.wall_periods > earlier.wall_periods;
-        let waited = match (earlier.vmm_waited_usec, self.vmm_waited_usec) {
-            // A thread that has gone took its waiting along.
-            (Some(before), Some(now)) if stood => now.saturating_sub(before),
-            _ => 0,
-        };
-        let part =
-            |usec: u64| u64::try_from(u128::from(usec) * 1_000_000 / u128::from(span)).unwrap_or(u64::MAX);
-        Some(Seen { used: part(used), waited: part(waited) })
+        let vmm = u128::from(self.vmm_usec.checked_sub(earlier.vmm_usec)?) * 1_000_000 / u128::from(span);
+        Some(Seen {
+            used_usec: self.used_usec.checked_sub(earlier.used_usec)?,
+            vmm: u64::try_from(vmm).unwrap_or(u64::MAX),
+            stood: self.wall_periods > earlier.wall_periods || self.vcpu_periods > earlier.vcpu_periods,
+        })
     }
-}
-
-/// What is kept for the monitor's threads after such a second, of a wall of so many milliCPU; millionths of a CPU.
-fn kept_after(kept: u64, share_milli: u64, seen: Seen) -> u64 {
-    let all = share_milli.saturating_mul(MICRO);
-    let starved = seen.waited > 0 && seen.waited >= seen.used / 4;
-    let next = if starved {
-        let had = kept.max(seen.used);
-        had.saturating_add(seen.waited.min(had / 4 + all / 100))
-    } else {
-        let enough = seen.used.saturating_add(seen.used / 50);
-        if (kept / 2..kept).contains(&enough) { u64::midpoint(kept, enough) } else { enough }
-    };
-    next.min(all / 2)
 }
 
 /// What a reading may be above or below what was granted until then, microseconds of CPU time.
@@ -118,12 +100,23 @@ fn slack_usec(share_milli: u64) -> u64 {
     (share_milli.saturating_mul(PERIOD_USEC) / 1000).saturating_add(TICK_USEC)
 }
 
-/// What is owed after `used_usec` of `granted_usec`; less than nothing is saved.
-fn owed_after(owed_usec: i64, share_milli: u64, used_usec: u64, granted_usec: u64) -> i64 {
-    let signed = |usec: u64| i64::try_from(usec).unwrap_or(i64::MAX);
+fn signed(usec: u64) -> i64 {
+    i64::try_from(usec).unwrap_or(i64::MAX)
+}
+
+/// What is owed when so much was granted; less than nothing is missed, and no more than the slack where no quota was reached.
+fn owed_after(owed_usec: i64, share_milli: u64, seen: Seen, granted_usec: u64) -> i64 {
     let slack = signed(slack_usec(share_milli));
     let most = slack.saturating_add(signed(share_milli.saturating_mul(MICRO) / 4));
-    owed_usec.saturating_add(signed(used_usec)).saturating_sub(signed(granted_usec)).clamp(-slack, most)
+    let least = if seen.stood { -most } else { -slack };
+    owed_usec.saturating_add(signed(seen.used_usec)).saturating_sub(signed(granted_usec)).clamp(least, most)
+}
+
+/// What is held back from the vCPUs, millionths of a CPU: what the monitor used, and what is owed beyond the slack within a second.
+fn held_back(kept: u64, owed_usec: i64, share_milli: u64) -> u64 {
+    let slack = signed(slack_usec(share_milli));
+    let back = if owed_usec > 0 { (owed_usec - slack).max(0) } else { (owed_usec + slack).min(0) };
+    u64::try_from(signed(kept).saturating_add(back)).unwrap_or(0)
 }
 
 /// How a wall of so many milliCPU is divided when so much is held back from the vCPUs, millionths of a CPU.
@@ -160,7 +153,7 @@ struct Wall {
     catches_up: Option<bool>,
     /// Kept for the monitor's threads, millionths of a CPU.
     kept: u64,
-    /// Used above what was granted, microseconds of CPU time.
+    /// Used above what was granted, microseconds of CPU time; below, where negative.
     owed_usec: i64,
     /// Held back from the vCPUs in the division that is in force, millionths of a CPU.
     held: u64,
@@ -195,13 +188,9 @@ impl Wall {
         let before = std::mem::replace(&mut self.counted, counted);
         // The first count has nothing before it.
         let Some(seen) = counted.since(&before).filter(|_| before.at_usec > 0) else { return };
-        self.kept = kept_after(self.kept, share_milli, seen);
-        let used_usec = counted.used_usec.saturating_sub(before.used_usec);
-        self.owed_usec = owed_after(self.owed_usec, share_milli, used_usec, granted_usec);
-        let slack = i64::try_from(slack_usec(share_milli)).unwrap_or(i64::MAX);
-        // Microseconds in the next second are millionths of a CPU.
-        let back = u64::try_from(self.owed_usec.saturating_sub(slack)).unwrap_or(0);
-        let held = self.kept.saturating_add(back);
+        self.kept = seen.vmm;
+        self.owed_usec = owed_after(self.owed_usec, share_milli, seen, granted_usec);
+        let held = held_back(self.kept, self.owed_usec, share_milli);
         // What differs by less is not worth a write.
         let step = (share_milli.saturating_mul(MICRO) / 200).max(MICRO);
         let free = |held| division(share_milli, held).vcpu == Patch::Unlimited;
@@ -288,23 +277,14 @@ impl Walls {
         })
     }
 
-    /// Looks after a wall once a second: corrects what somebody else has written, and divides anew. `waited` tells what the monitor's threads
-    /// have waited until now, microseconds; it is asked only while the wall is reached.
+    /// Looks after a wall once a second: corrects what somebody else has written, and divides anew.
     ///
     /// # Errors
     /// What the kernel refused; tried again in a second.
-    pub(super) fn keep(
-        &self,
-        tree: &MachineTree,
-        mut counted: Counted,
-        waited: impl FnOnce() -> Option<u64>,
-    ) -> Result<(), Error> {
+    pub(super) fn keep(&self, tree: &MachineTree, counted: Counted) -> Result<(), Error> {
         let wall = self.of(tree.unit());
         let mut wall = lock(&wall);
         let Some(share_milli) = wall.share_milli else { return Ok(()) };
-        if counted.wall_periods > wall.counted.wall_periods {
-            counted.vmm_waited_usec = waited();
-        }
         wall.count(share_milli, counted);
         wall.put(tree, share_milli).map(drop)
     }
@@ -354,14 +334,14 @@ mod tests {
         }
     }
 
-    /// A second in which the monitor used so many milliCPU, with the wall reached.
+    /// So many seconds in which the monitor used so many milliCPU and the machine all of 1500, the wall being reached.
     fn second(number: u64, vmm_milli: u64) -> Counted {
         Counted {
             at_usec: number * 1_000_000,
-            used_usec: 0,
+            used_usec: number * 1_500_000,
             vmm_usec: number * vmm_milli * 1000,
             wall_periods: number,
-            vmm_waited_usec: None,
+            vcpu_periods: 0,
         }
     }
 
@@ -395,16 +375,16 @@ mod tests {
         let walls = Walls::default();
         walls.limit(&groups.tree, 1500, 2, 0).unwrap();
         for number in 1..=3 {
-            walls.keep(&groups.tree, second(number, 200), || Some(0)).unwrap();
+            walls.keep(&groups.tree, second(number, 200)).unwrap();
         }
-        assert_eq!(groups.shares(), [Some(1500), Some(1296), Some(1125)]);
+        assert_eq!(groups.shares(), [Some(1500), Some(1300), Some(1125)]);
         assert_eq!(groups.limits().vcpu.burst_usec, groups.limits().vcpu.quota_usec.unwrap());
         // Another grant is divided alike at once, also in the next second.
         walls.limit(&groups.tree, 750, 2, 3_000_000).unwrap();
-        assert_eq!(groups.shares(), [Some(750), Some(648), Some(563)]);
+        assert_eq!(groups.shares(), [Some(750), Some(650), Some(563)]);
         // A monitor that sleeps leaves everything.
         let sleeps = |number: u64| Counted { at_usec: number * 1_000_000, ..second(3, 200) };
-        walls.keep(&groups.tree, sleeps(4), || Some(0)).unwrap();
+        walls.keep(&groups.tree, sleeps(4)).unwrap();
         assert_eq!(groups.shares(), [Some(750), None, Some(563)]);
     }
 
@@ -413,7 +393,7 @@ mod tests {
         let groups = Groups::new();
         let walls = Walls::default();
         fs::write(groups.tree.machine().join("cpu.max"), "7000 10000").unwrap();
-        walls.keep(&groups.tree, second(1, 0), || None).unwrap();
+        walls.keep(&groups.tree, second(1, 0)).unwrap();
         assert_eq!(groups.shares()[0], Some(700), "whose wall is not ours to say is left alone");
         walls.limit(&groups.tree, 500, 1, 0).unwrap();
         walls.set_tier(&groups.tree, Tier::Standard).unwrap();
@@ -421,7 +401,7 @@ mod tests {
             fs::write(groups.tree.machine().join(group).join("cpu.max"), text).unwrap();
         }
         fs::write(groups.tree.machine().join("cpu.max.burst"), "9").unwrap();
-        walls.keep(&groups.tree, second(2, 0), || None).unwrap();
+        walls.keep(&groups.tree, second(2, 0)).unwrap();
         assert_eq!(groups.shares(), [Some(500), None, Some(375)]);
         assert_eq!(groups.limits().machine.burst_usec, 0);
         fs::remove_dir_all(groups.folder.path().join("lathe-vm@demo.service")).unwrap();
@@ -450,54 +430,38 @@ mod tests {
     }
 
     #[test]
-    fn waiting_counts_only_while_the_wall_is_reached() {
-        let before = Counted {
-            at_usec: 1_000_000,
-            used_usec: 0,
-            vmm_usec: 1000,
-            wall_periods: 5,
-            vmm_waited_usec: Some(100),
-        };
-        let at = |wall_periods, vmm_waited_usec| Counted {
-            at_usec: 2_000_000,
-            vmm_usec: 3000,
-            wall_periods,
-            vmm_waited_usec,
-            ..before
-        };
-        assert_eq!(at(6, Some(700)).since(&before), Some(Seen { used: 2000, waited: 600 }));
-        assert_eq!(at(5, Some(700)).since(&before), Some(Seen { used: 2000, waited: 0 }));
-        assert_eq!(at(6, None).since(&before), Some(Seen { used: 2000, waited: 0 }));
-        assert_eq!(before.since(&at(6, None)), None, "a clock that goes backwards");
+    fn counters_that_began_anew_tell_nothing() {
+        let (before, now) = (second(1, 200), second(3, 200));
+        let seen = Seen { used_usec: 3_000_000, vmm: 200_000, stood: true };
+        assert_eq!(now.since(&before), Some(seen));
+        assert_eq!(before.since(&now), None);
+        assert_eq!(Counted { used_usec: 0, ..now }.since(&before), None);
+        let quiet = Counted { wall_periods: 1, ..now };
+        assert_eq!(quiet.since(&before), Some(Seen { stood: false, ..seen }));
+        let inside = Counted { vcpu_periods: 1, ..quiet };
+        assert_eq!(inside.since(&before), Some(seen));
     }
 
     #[test]
-    fn a_starved_monitor_gets_on_within_seconds_and_a_content_one_keeps_nothing_unused() {
+    fn what_two_quotas_lose_is_given_back_down_to_the_wall_alone() {
         let share_milli = 500;
-        let all = share_milli * MICRO;
-        // It needs a quarter of the grant, and gets what is kept for it and hardly more.
-        let needs = all / 4;
-        let mut kept = 0;
-        let mut seconds = 0;
-        while kept < needs {
-            let used = needs.min(kept + all / 200);
-            kept = kept_after(kept, share_milli, Seen { used, waited: needs - used });
-            seconds += 1;
-            assert!(seconds <= 10, "{kept} of {needs}");
+        let slack = slack_usec(share_milli) as i64;
+        // The monitor uses a quarter, and a twentieth is lost as long as the vCPUs have a quota of their own.
+        let (kept, mut owed, mut held) = (125_000, 0, 125_000);
+        let mut used = 0;
+        for _ in 0..20 {
+            let lost: u64 = if held > 0 { 25_000 } else { 0 };
+            let used_usec = (500_000 - held + kept).min(500_000) - lost;
+            used = used_usec;
+            owed = owed_after(owed, share_milli, Seen { used_usec, vmm: kept, stood: true }, 500_000);
+            held = held_back(kept, owed, share_milli);
         }
-        assert!(kept <= all / 2);
-        // Once it waits no longer, what is kept comes down to what it uses.
-        for _ in 0..6 {
-            kept = kept_after(kept, share_milli, Seen { used: needs, waited: 0 });
-        }
-        assert!((needs..needs + needs / 40).contains(&kept), "{kept} of {needs}");
-        assert_eq!(kept_after(kept, share_milli, Seen::default()), 0);
-        // However much it asks for, half is the guest's.
-        let greedy = Seen { used: 2 * all, waited: all };
-        assert_eq!(kept_after(all / 2, share_milli, greedy), all / 2);
-        // A guest that only spins is held by the wall alone.
-        let spins = kept_after(0, share_milli, Seen { used: all / 200, waited: 0 });
-        assert_eq!(division(share_milli, spins).vcpu, Patch::Unlimited);
+        assert_eq!(used, 500_000);
+        assert!(held < 125_000 && owed >= -slack - 125_000, "{held} {owed}");
+        // Nothing is missed by who asks for less.
+        let idle = Seen { used_usec: 1000, vmm: 0, stood: false };
+        assert_eq!(owed_after(0, share_milli, idle, 500_000), -slack);
+        assert_eq!(held_back(kept, -slack, share_milli), kept);
     }
 
     #[test]
@@ -516,13 +480,13 @@ mod tests {
             granted_usec += share * 1000;
             delivered.push(used_usec as f64 / granted_usec as f64);
             let counted = Counted { at_usec: (number + 1) * 1_000_000, used_usec, ..Counted::default() };
-            walls.keep(&groups.tree, counted, || None).unwrap();
+            walls.keep(&groups.tree, counted).unwrap();
         }
         let excess = used_usec - granted_usec;
         assert!(excess <= slack_usec(500) + 500_000 / 10, "{excess} us too much after 20 s: {delivered:?}");
         // Ten seconds asleep buy no more than what readings differ by.
         let counted = Counted { at_usec: 31_000_000, used_usec, ..Counted::default() };
-        walls.keep(&groups.tree, counted, || None).unwrap();
+        walls.keep(&groups.tree, counted).unwrap();
         assert_eq!(groups.shares()[1], None);
         assert_eq!(lock(&walls.of(groups.tree.unit())).owed_usec, -(slack_usec(500) as i64));
     }
