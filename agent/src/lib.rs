@@ -6,6 +6,7 @@
 //! - [`config`]: `lathe.toml` and its drop-ins
 //! - [`daemon`]: lathed from its first second to its last
 //! - [`doctor`]: what the host has and lacks
+//! - [`foresight`]: what machines ask for over time, and will ask for
 //! - [`host`]: what the host has and uses, and the books
 //! - [`images`]: the image store, and uploads
 //! - [`launcher`]: starts and ends monitors: systemd, or directly
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod doctor;
+pub mod foresight;
 pub mod host;
 pub mod images;
 pub mod launcher;

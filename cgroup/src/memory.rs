@@ -56,6 +56,8 @@ pub struct MemoryUsage {
     pub anon: Bytes,
     /// Page cache, shmem among it.
     pub file: Bytes,
+    /// Page cache of files that was not used for long; shared memory is never in here.
+    pub inactive_file: Bytes,
     /// Shared memory, a memfd guest memory among it.
     pub shmem: Bytes,
     /// Kernel memory: page tables, sockets, KVM's own; 0 before Linux 5.18.
@@ -179,6 +181,7 @@ pub(crate) fn read_usage(group: &Path) -> Result<MemoryUsage, Error> {
         current: Bytes(file::read_u64(&group.join("memory.current"))?),
         anon: Bytes(file::keyed(&stat, "anon")),
         file: Bytes(file::keyed(&stat, "file")),
+        inactive_file: Bytes(file::keyed(&stat, "inactive_file")),
         shmem: Bytes(file::keyed(&stat, "shmem")),
         kernel: Bytes(file::keyed(&stat, "kernel")),
         swap_current: Bytes(swap.and_then(|text| text.trim().parse().ok()).unwrap_or(0)),
@@ -247,6 +250,7 @@ mod tests {
             (got.anon, got.file, got.shmem),
             (Bytes(1_000_000), Bytes(290_000_000), Bytes(280_000_000))
         );
+        assert_eq!(got.inactive_file, Bytes(7_000_000));
         assert_eq!(got.events, MemoryEvents { low: 1, high: 2, max: 3, oom: 4, oom_kill: 5 });
         assert_eq!(got.swap_current, Bytes(0));
     }

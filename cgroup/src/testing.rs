@@ -38,7 +38,10 @@ const MACHINE: [(&str, &str); 16] = [
     ("memory.low", "0\n"),
     ("memory.min", "0\n"),
     ("memory.current", "300000000\n"),
-    ("memory.stat", "anon 1000000\nfile 290000000\nkernel 5000000\nshmem 280000000\nanon_thp 0\n"),
+    (
+        "memory.stat",
+        "anon 1000000\nfile 290000000\nkernel 5000000\nshmem 280000000\nanon_thp 0\ninactive_file 7000000\n",
+    ),
     ("memory.events", "low 1\nhigh 2\nmax 3\noom 4\noom_kill 5\noom_group_kill 0\n"),
     ("pids.max", "max\n"),
     ("pids.current", "9\n"),

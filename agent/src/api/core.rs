@@ -7,6 +7,7 @@ use std::pin::Pin;
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc};
 
+use super::wire::forecast::ForecastView;
 use super::wire::{
     ClusterInit, ClusterView, DiskList, DoctorReport, EventView, HostView, JoinRequest, MachineView, NicList,
     OperationList, OperationView, PeerList, PlanView, Removed, ResizeRequest, ResizeView, RunRequest,
@@ -56,6 +57,8 @@ pub trait Core: Send + Sync {
         request: &'a ResizeRequest,
         if_revision: Option<u64>,
     ) -> Reply<'a, PlanView>;
+    /// What a machine asked for over time, and what comes.
+    fn forecast<'a>(&'a self, name: &'a str) -> Reply<'a, ForecastView>;
     /// The operations of a machine.
     fn operations<'a>(&'a self, name: &'a str) -> Reply<'a, OperationList>;
     /// One operation.
@@ -165,6 +168,10 @@ impl Core for Machines {
         if_revision: Option<u64>,
     ) -> Reply<'a, PlanView> {
         Box::pin(Machines::plan_resize(self, name, request, if_revision))
+    }
+
+    fn forecast<'a>(&'a self, name: &'a str) -> Reply<'a, ForecastView> {
+        Box::pin(Machines::forecast(self, name))
     }
 
     fn operations<'a>(&'a self, name: &'a str) -> Reply<'a, OperationList> {

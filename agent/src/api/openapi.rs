@@ -24,6 +24,7 @@ use super::routes::{cluster, disks, files, host, machines, nics, streams};
         machines::show,
         machines::run,
         machines::resize,
+        machines::forecast,
         machines::operations,
         machines::operation,
         machines::cancel,

@@ -14,6 +14,7 @@
 //! | `POST /v1/machines[?plan=true]` | [`RunRequest`] → 201 [`MachineView`], or [`PlanView`] | change |
 //! | `GET /v1/machines/{name}` | → [`MachineView`] with its revision as `ETag` | view |
 //! | `PATCH /v1/machines/{name}[?plan=true]` | [`ResizeRequest`], `If-Match: REVISION` → 200 or 202 [`ResizeView`], or [`PlanView`] | change |
+//! | `GET /v1/machines/{name}/forecast` | → [`forecast::ForecastView`] | view |
 //! | `GET /v1/machines/{name}/operations` | → [`OperationList`] | view |
 //! | `GET /v1/operations/{id}` | → [`OperationView`] | view |
 //! | `DELETE /v1/operations/{id}` | cancels it → [`OperationView`] | change |
@@ -45,6 +46,7 @@
 //! Errors have status 4xx/5xx and [`ErrorBody`]. Status codes: 400 bad request, 403 not permitted, 404 no such thing, 409 conflict
 //! (name taken, revision, in use, wrong state), 422 more than the host has or the guest can, 500 our fault, 503 not ready.
 
+pub mod forecast;
 mod tier;
 mod uplink;
 

@@ -4,6 +4,7 @@
 //! - [`client`]: HTTP over the Unix socket
 //! - [`output`]: tables, amounts, errors as people read them
 //! - [`machine`], [`resize`], [`disk`], [`nic`], [`host`], [`uplink`], [`image`], [`cluster`]: the verbs
+//! - [`forecast`]: what a machine asked for and will ask for, drawn
 //! - [`stream`]: `exec` and `console`
 //! - [`top`]: the screen that refreshes once a second
 //!
@@ -13,6 +14,7 @@ pub mod args;
 pub mod client;
 pub mod cluster;
 pub mod disk;
+pub mod forecast;
 pub mod host;
 pub mod image;
 pub mod machine;
@@ -79,6 +81,7 @@ pub async fn execute(cli: Cli) -> Verdict {
         Verb::Host { verb: None } => host::host(&client, json).await,
         Verb::Host { verb: Some(HostVerb::Uplink(verb)) } => uplink::uplink(&client, json, verb).await,
         Verb::Top(args) => top::top(&client, json, &cli.socket, &args).await,
+        Verb::Forecast(args) => forecast::forecast(&client, json, &args).await,
         Verb::Peers => host::peers(&client, json).await,
         Verb::Doctor => host::doctor(&client, json).await,
         Verb::Events => host::events(&client).await,

@@ -11,6 +11,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::{Api, Cluster, Config, ConfigError, Host, Launcher, Machines, Network, Overcommit, Reserve};
+use crate::foresight::Mode;
 
 /// Longest a machine may take to power off when the host goes down; the units' `TimeoutStopSec` is above it.
 const MAX_SHUTDOWN_TIMEOUT_SEC: u32 = 300;
@@ -82,6 +83,7 @@ section!(MachinesFile {
     guest: PathBuf, "absolute";
     modules_root: PathBuf, "absolute";
 });
+section!(ForesightFile { mode: Mode, "foresight_mode"; });
 section!(ClusterFile {
     listen: SocketAddr, "parsed";
     advertise: Option<IpAddr>, "parsed_or_empty";
@@ -100,6 +102,7 @@ pub(super) struct File {
     network: NetworkFile,
     disks: DisksFile,
     machines: MachinesFile,
+    foresight: ForesightFile,
     cluster: ClusterFile,
     log: LogFile,
 }
@@ -115,6 +118,7 @@ impl File {
             network: self.network.overridden_by(later.network),
             disks: self.disks.overridden_by(later.disks),
             machines: self.machines.overridden_by(later.machines),
+            foresight: self.foresight.overridden_by(later.foresight),
             cluster: self.cluster.overridden_by(later.cluster),
             log: self.log.overridden_by(later.log),
         }
@@ -167,6 +171,7 @@ impl File {
                 guest: or_path(self.machines.guest, "/usr/lib/lathe/lathe-guest"),
                 modules_root: or_path(self.machines.modules_root, "/lib/modules"),
             },
+            foresight: self.foresight.mode.unwrap_or_default(),
             cluster: Cluster {
                 listen: self.cluster.listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 7946))),
                 advertise: self.cluster.advertise.flatten(),
@@ -294,6 +299,14 @@ fn launcher<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Launche
         "systemd" => Ok(Some(Launcher::Systemd)),
         "direct" => Ok(Some(Launcher::Direct)),
         other => Err(D::Error::custom(format!("\"{other}\": must be auto, systemd or direct"))),
+    }
+}
+
+fn foresight_mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mode>, D::Error> {
+    match text(deserializer)?.as_str() {
+        "off" => Ok(Some(Mode::Off)),
+        "observe" => Ok(Some(Mode::Observe)),
+        other => Err(D::Error::custom(format!("\"{other}\": must be off or observe"))),
     }
 }
 

@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use lathe_netshape::{Prefix, Service};
 use lathe_shard::{Bytes, MilliCpu};
 
+use crate::foresight::Mode;
+
 /// Exit status of lathed when its configuration is wrong (`EX_CONFIG` of sysexits.h).
 pub const EXIT_CONFIG: u8 = 78;
 /// Largest file that is read, in bytes.
@@ -44,6 +46,8 @@ pub struct Config {
     pub allowed_disks: Vec<PathBuf>,
     /// `[machines]`.
     pub machines: Machines,
+    /// `[foresight] mode`.
+    pub foresight: Mode,
     /// `[cluster]`.
     pub cluster: Cluster,
     /// `[log] level`.

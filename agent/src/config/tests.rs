@@ -33,7 +33,7 @@ fn the_shipped_example_repeats_the_defaults() {
     assert_eq!(Config::load(root.path()).unwrap(), Config::default());
     assert_eq!(Config::load_file(&root.path().join("all.toml")).unwrap(), Config::default());
     let keys = every_value_set.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-    assert_eq!(keys, 33, "a new option belongs into systemd/lathe.toml, lathe.toml(5) and this number");
+    assert_eq!(keys, 34, "a new option belongs into systemd/lathe.toml, lathe.toml(5) and this number");
 }
 
 /// `#key = value` without its mark; prose stays a comment.
@@ -111,6 +111,7 @@ fn what_is_wrong_is_named_with_file_and_line() {
         ("[machines]\nshutdown_timeout_sec = 0", "2: 0 seconds: must be 1 to 300"),
         ("[machines]\nshutdown_timeout_sec = 4000000000000", "2: 4000000000000 seconds"),
         ("[disks]\nallowed = [\"/a\", \"b\"]", "2: \"b\": must be an absolute path"),
+        ("[foresight]\nmode = \"on\"", "2: \"on\": must be off or observe"),
         ("[cluster]\nlisten = \"everywhere\"", "2: \"everywhere\": "),
         ("[log\nlevel = 1", "1: "),
         ("[log]\nlevel = 1", "2: "),

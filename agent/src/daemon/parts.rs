@@ -62,6 +62,7 @@ pub fn core_config(config: &Config, images: Arc<dyn ImageSource>) -> Result<Core
             disk_permille: config.overcommit.disk_permille.into(),
         },
         allowed_disks: config.allowed_disks.clone(),
+        foresight: config.foresight,
         images,
     })
 }
@@ -109,6 +110,7 @@ pub fn make_folders(config: &Config) -> Result<(), Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::foresight::Mode;
     use crate::machines::NoImages;
 
     #[test]
@@ -131,9 +133,10 @@ mod tests {
         config.host.name = Some("Web-03".to_owned());
         config.reserve.cpu = lathe_shard::MilliCpu(700);
         config.cluster.region = "attic".to_owned();
+        config.foresight = Mode::Off;
         let core = core_config(&config, Arc::new(NoImages)).unwrap();
         assert_eq!((core.host_name.as_str(), core.reserve.cpu_milli), ("web-03", 700));
-        assert_eq!(core.network.unwrap().bridge, "lathe0");
+        assert_eq!((core.network.unwrap().bridge.as_str(), core.foresight), ("lathe0", Mode::Off));
         let peers = peer_config(&config).unwrap();
         assert_eq!((peers.name.as_str(), peers.region.as_str()), ("web-03", "attic"));
         config.network.enabled = false;

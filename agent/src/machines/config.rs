@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::foresight::Mode;
 pub use crate::host::books::{Overcommit, Reserve};
 pub use crate::network::NetworkConfig;
 use crate::problem::{Kind, Problem};
@@ -34,6 +35,8 @@ pub struct CoreConfig {
     pub overcommit: Overcommit,
     /// Files and folders that a request may name as disks.
     pub allowed_disks: Vec<PathBuf>,
+    /// What is done about the future.
+    pub foresight: Mode,
     /// Imported images.
     pub images: Arc<dyn ImageSource>,
 }
@@ -121,6 +124,7 @@ pub(crate) mod tests {
             reserve: Reserve { cpu_milli: 0, memory_bytes: 0, disk_bytes: 0 },
             overcommit: Overcommit::default(),
             allowed_disks: Vec::new(),
+            foresight: Mode::Observe,
             images: Arc::new(NoImages),
         }
     }

@@ -24,6 +24,7 @@ use super::tiers::Standings;
 use super::uplink::Sharing;
 use super::walls::Walls;
 use crate::api::wire::{EventView, HostResources, SCHEMA};
+use crate::foresight::Profile;
 use crate::host::Probe;
 use crate::host::books::Books;
 use crate::launcher::{Launched, Launcher};
@@ -107,6 +108,8 @@ pub struct Entry {
     /// Held while the guest agent is told how its network shall look, lest an older word come last.
     pub(super) guest_network: tokio::sync::Mutex<()>,
     shared: Mutex<Shared>,
+    /// What it asked for over time; never locked while `shared` is.
+    profile: Mutex<Profile>,
 }
 
 /// What is known of a machine now.
@@ -179,6 +182,10 @@ pub struct Usage {
     pub cpu_milli: u64,
     /// Bytes now.
     pub memory_bytes: u64,
+    /// Of these, page cache of the host that nobody uses.
+    pub memory_inactive_file_bytes: u64,
+    /// Swapped out, bytes now.
+    pub memory_swapped_bytes: u64,
     /// Bytes towards the guest, all nics.
     pub rx_bytes: u64,
     /// Bytes from the guest, all nics.
@@ -234,12 +241,18 @@ impl Entry {
                 sight: Box::default(),
             }),
             guest_network: tokio::sync::Mutex::new(()),
+            profile: Mutex::default(),
         }
     }
 
     /// Looks at, or changes, what is known; never held over an await.
     pub(super) fn with<T>(&self, look: impl FnOnce(&mut Shared) -> T) -> T {
         look(&mut lock(&self.shared))
+    }
+
+    /// Looks at, or changes, what is known of it over time; never held over an await.
+    pub(super) fn profile<T>(&self, look: impl FnOnce(&mut Profile) -> T) -> T {
+        look(&mut lock(&self.profile))
     }
 
     /// Waits until the machine's state satisfies `wanted`.

@@ -21,6 +21,7 @@
 //! | `iomax` | what stands behind the limit of their disks |
 //! | `cores` | who runs on which of the host's CPUs |
 //! | `walls` | the CPU that a whole machine may use, and what of it its monitor needs |
+//! | `foresee` | what they ask for over time, and will ask for |
 //! | `sight` | whether they get what they are granted while they want it |
 //! | [`uplink`] | the host's uplink shared between them |
 //!
@@ -35,6 +36,7 @@ mod cores;
 mod disks;
 pub mod enforced;
 pub mod files;
+mod foresee;
 pub mod guest;
 mod iomax;
 mod launch;
@@ -55,6 +57,8 @@ mod walls;
 
 #[cfg(test)]
 mod disks_tests;
+#[cfg(test)]
+mod foresee_tests;
 #[cfg(test)]
 mod limits_tests;
 #[cfg(test)]
@@ -86,6 +90,7 @@ use self::actor::{ASK_QUEUE, Actor, Ask};
 use self::core::{Core, Entry};
 use self::life::{Event, Life};
 use self::record::Record;
+use crate::api::wire::forecast::ForecastView;
 use crate::api::wire::{
     EventView, HostResources, HostView, MachineState, MachineView, OperationList, OperationView, PlanView,
     Removed, ResizeOutcome, ResizeRequest, ResizeView, RunRequest, SCHEMA, StopRequest,
@@ -250,6 +255,14 @@ impl Machines {
         // The sender lives as long as the entry; every operation but those in the background has a deadline.
         let waited = tokio::time::timeout(wait.unwrap_or(Duration::MAX), end).await.is_ok();
         Ok(view::resized(&entry, number, waited.then(|| begin.elapsed())))
+    }
+
+    /// What a machine asked for over time, and what it is likely to ask for next.
+    ///
+    /// # Errors
+    /// `no-such-machine`, `foresight-off`.
+    pub async fn forecast(&self, name: &str) -> Result<ForecastView, Problem> {
+        foresee::view(&self.core, name)
     }
 
     /// The operations of a machine that are remembered, the newest last.
@@ -523,6 +536,9 @@ impl Machines {
 
     /// Ends what lathed does with machines.
     pub async fn shutdown(&self, reason: Shutdown) {
+        if let Err(problem) = foresee::keep(&self.core).await {
+            tracing::warn!(%problem, "what machines asked for last is not kept");
+        }
         let Shutdown::HostGoesDown { timeout } = reason else { return };
         self.core.closing.store(true, Ordering::Release);
         let entries = self.core.entries();

@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use super::core::{Core, DiskUse, Entry, Usage, rate};
 use super::sight::{self, Observation};
-use super::{cores, iomax, tiers, walls};
+use super::{cores, foresee, iomax, tiers, walls};
 use crate::host::Consumption;
 use crate::network::{PortBytes, PortQueue, PortQueues};
 
@@ -42,6 +42,7 @@ pub(super) async fn run(core: Arc<Core>) {
                 tracing::error!(%cause, "cannot read what a machine uses");
             }
         }
+        foresee::take(&core);
         before = host(&core, before);
         let kept = [
             ("tiers", tiers::keep(&core)),
@@ -105,6 +106,8 @@ async fn machine(core: &Core, entry: &Entry) {
         now.cpu_usec = usage.machine.usage_usec;
         now.throttled_usec = throttled_usec(&usage);
         now.memory_bytes = usage.memory.current.0;
+        now.memory_inactive_file_bytes = usage.memory.inactive_file.0;
+        now.memory_swapped_bytes = usage.memory.swap_current.0;
         keep_wall(core, entry, tree, &usage, observed.at_usec);
         observed.cpu = cpu(core, entry, tree, &usage, observed.at_usec);
         observed.stalls = stalls(&usage, observed.at_usec);

@@ -13,7 +13,7 @@ use super::config::{CoreConfig, LauncherKind};
 use super::core::{Core, Parts};
 use super::life::Life;
 use super::record::Record;
-use super::{files, relief, sample, uplink};
+use super::{files, foresee, relief, sample, uplink};
 use crate::host::Probe;
 use crate::host::books::{Books, Reserve};
 use crate::launcher::Launcher;
@@ -82,12 +82,15 @@ pub(super) async fn start_with(
     }
     uplink::begin(&core, contents.uplink.take()).await;
     remove_strays(&core, &contents).await;
+    let pasts = std::mem::take(&mut contents.pasts);
     resume_all(&core, contents, reboot).await;
+    foresee::restore(&core, pasts);
     uplink::look(&core).await;
     // Only now: a crash in between must still know that the host has booted.
     core.store.apply(Change::Fact("boot_id", core.boot_id.clone())).await?;
     tokio::spawn(sample::run(Arc::clone(&core)));
     tokio::spawn(uplink::run(Arc::clone(&core)));
+    tokio::spawn(foresee::run(Arc::clone(&core)));
     tokio::spawn(relief::run(Arc::clone(&core)));
     Ok(core)
 }

@@ -187,7 +187,7 @@ fn resources(shared: &Shared) -> Resources {
 }
 
 /// vCPUs that run: those that the guest has, less those that it says it has taken offline.
-fn vcpus(shared: &Shared) -> u32 {
+pub(super) fn vcpus(shared: &Shared) -> u32 {
     match &shared.force {
         Some(force) => force.present().min(force.online.filter(|_| force.agent).unwrap_or(u32::MAX)),
         None => shared.record.booted.as_ref().map_or(shared.record.vcpus(), |booted| booted.vcpus),

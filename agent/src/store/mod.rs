@@ -1,4 +1,5 @@
-//! The store: one SQLite file, `lathe.db`, with one row per machine, and one for the uplink while it is shared.
+//! The store: one SQLite file, `lathe.db`, with one row per machine, and one for the uplink while it is shared; and beside each machine what
+//! was measured of it over time ([`Past`]), which is no promise: what is lost of it is measured again.
 //!
 //! Everything that lathed promises is in here before it is acknowledged: WAL with `synchronous=FULL`, one writer thread that owns the
 //! connection, one transaction per change. A machine's row carries its state, and a state in between is the intent to finish or undo
@@ -44,6 +45,32 @@ const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
      ) STRICT;",
 ];
 
+/// What machines asked for over time, in two parts. It is none of the schema's versions: an earlier release that does not know it loses
+/// nothing by that and may still open the file.
+const PASTS: &str = "CREATE TABLE IF NOT EXISTS past (
+        name  TEXT NOT NULL,
+        part  INTEGER NOT NULL,
+        bytes BLOB NOT NULL,
+        PRIMARY KEY (name, part)
+     ) STRICT;
+     DELETE FROM past WHERE name NOT IN (SELECT name FROM machine);";
+
+/// Number of the large part.
+const WHOLE: i64 = 0;
+/// Number of the small part.
+const RECENT: i64 = 1;
+
+/// What was measured of one machine over time; see `foresight::kept`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Past {
+    /// Its name.
+    pub name: String,
+    /// The large part; in a change: `None` leaves it.
+    pub whole: Option<Vec<u8>>,
+    /// The small part; in a change: `None` leaves it.
+    pub recent: Option<Vec<u8>>,
+}
+
 /// A change to make durable.
 #[derive(Debug)]
 pub enum Change {
@@ -57,6 +84,8 @@ pub enum Change {
     Fact(&'static str, String),
     /// Sets what is known of the shared uplink; `None` forgets it.
     Uplink(Option<Box<Stored>>),
+    /// Sets the past of machines; of one that is gone none is kept.
+    Pasts(Vec<Past>),
 }
 
 struct Job {
@@ -73,6 +102,8 @@ pub struct Contents {
     pub boot_id: Option<String>,
     /// The uplink that is shared, or was about to be.
     pub uplink: Option<Stored>,
+    /// What is known of machines' past.
+    pub pasts: Vec<Past>,
 }
 
 /// Handle of the writer thread; the thread ends with the last handle.
@@ -94,7 +125,11 @@ impl Store {
         let path = folder.join("lathe.db");
         let mut connection = connect(&path)?;
         migrate(&mut connection, &path)?;
-        let contents = read(&connection)?;
+        let mut contents = read(&connection)?;
+        contents.pasts = pasts(&connection).unwrap_or_else(|problem| {
+            tracing::warn!(%problem, "what machines asked for before is not known");
+            Vec::new()
+        });
         let (jobs, queue) = mpsc::channel(QUEUE);
         thread::Builder::new()
             .name("store".to_owned())
@@ -226,6 +261,54 @@ fn read_uplink(connection: &Connection) -> Result<Option<Stored>, Problem> {
     Ok(Some(Stored { device, capacity_bit_per_sec, before, phase }))
 }
 
+/// What is known of machines' past. Nothing depends on it.
+fn pasts(connection: &Connection) -> Result<Vec<Past>, Problem> {
+    let what = "cannot read what machines asked for";
+    connection.execute_batch(PASTS).map_err(failed(what))?;
+    let sql = "SELECT name, part, bytes FROM past ORDER BY name";
+    let mut statement = connection.prepare(sql).map_err(failed(what))?;
+    let rows = statement
+        .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?, row.get::<_, Vec<u8>>(2)?)))
+        .map_err(failed(what))?;
+    let mut pasts: Vec<Past> = Vec::new();
+    for row in rows {
+        let (name, part, bytes) = row.map_err(failed(what))?;
+        if pasts.last().is_none_or(|last| last.name != name) {
+            pasts.push(Past { name, ..Past::default() });
+        }
+        let Some(past) = pasts.last_mut() else { continue };
+        match part {
+            WHOLE => past.whole = Some(bytes),
+            RECENT => past.recent = Some(bytes),
+            // Of a later release.
+            _ => {}
+        }
+    }
+    Ok(pasts)
+}
+
+fn put_pasts(transaction: &Transaction<'_>, pasts: &[Past]) -> rusqlite::Result<usize> {
+    let sql = "INSERT INTO past SELECT name, ?2, ?3 FROM machine WHERE name = ?1 \
+               ON CONFLICT (name, part) DO UPDATE SET bytes = excluded.bytes";
+    let mut statement = transaction.prepare_cached(sql)?;
+    let mut changed = 0;
+    for past in pasts {
+        for (part, bytes) in [(WHOLE, &past.whole), (RECENT, &past.recent)] {
+            if let Some(bytes) = bytes {
+                changed += statement.execute(params![past.name, part, bytes])?;
+            }
+        }
+    }
+    Ok(changed)
+}
+
+/// Removes a machine's row, and its past if there is any.
+fn delete(transaction: &Transaction<'_>, name: &str) -> rusqlite::Result<usize> {
+    // Where there is no such table nothing is in it, and no machine stays for the sake of its past: what is left goes at the next start.
+    let _ = transaction.execute("DELETE FROM past WHERE name = ?1", [name]);
+    transaction.execute("DELETE FROM machine WHERE name = ?1", [name])
+}
+
 fn write_all(mut connection: Connection, mut queue: mpsc::Receiver<Job>) {
     while let Some(job) = queue.blocking_recv() {
         let result = connection
@@ -256,7 +339,8 @@ fn write(transaction: &Transaction<'_>, change: &Change) -> Result<(), Problem> 
             let sql = "UPDATE machine SET cid = ?2, address = ?3, record = ?4 WHERE name = ?1";
             transaction.execute(sql, params![name, cid, address, text])
         }
-        Change::Delete(name) => transaction.execute("DELETE FROM machine WHERE name = ?1", [name]),
+        Change::Delete(name) => delete(transaction, name),
+        Change::Pasts(pasts) => put_pasts(transaction, pasts),
         Change::Fact(key, value) => {
             let sql = "INSERT INTO fact VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2";
             transaction.execute(sql, params![key, value])
@@ -372,6 +456,85 @@ mod tests {
         store.apply(Change::Uplink(None)).await.unwrap();
         drop(store);
         assert_eq!(reopen(folder.path()).uplink, None);
+    }
+
+    fn past(name: &str, whole: Option<&[u8]>, recent: Option<&[u8]>) -> Past {
+        Past { name: name.to_owned(), whole: whole.map(<[u8]>::to_vec), recent: recent.map(<[u8]>::to_vec) }
+    }
+
+    fn rows(folder: &Path) -> i64 {
+        let connection = loop {
+            if let Ok(connection) = connect(&folder.join("lathe.db")) {
+                break connection;
+            }
+        };
+        connection.query_row("SELECT count(*) FROM past", [], |row| row.get(0)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_past_is_kept_with_its_machine_and_goes_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(folder.path()).unwrap();
+        let mut other = record("other");
+        (other.cid, other.net) = (77, None);
+        store.apply(Change::Insert(Box::new(record("demo")))).await.unwrap();
+        store.apply(Change::Insert(Box::new(other))).await.unwrap();
+        let first = vec![past("demo", Some(b"long"), Some(b"a")), past("other", Some(b"its"), Some(b"own"))];
+        store.apply(Change::Pasts(first)).await.unwrap();
+        let second = vec![past("demo", None, Some(b"b")), past("stranger", Some(b"x"), Some(b"y"))];
+        store.apply(Change::Pasts(second)).await.unwrap();
+        drop(store);
+        let expected = [past("demo", Some(b"long"), Some(b"b")), past("other", Some(b"its"), Some(b"own"))];
+        assert_eq!(reopen(folder.path()).pasts, expected);
+        assert_eq!(rows(folder.path()), 4, "none of a machine that is not there");
+        let (store, _) = loop {
+            if let Ok(opened) = Store::open(folder.path()) {
+                break opened;
+            }
+        };
+        store.apply(Change::Delete("demo".to_owned())).await.unwrap();
+        drop(store);
+        assert_eq!(rows(folder.path()), 2);
+    }
+
+    #[tokio::test]
+    async fn an_earlier_release_may_have_removed_a_machine_and_left_its_past() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        let orphan = "INSERT INTO past VALUES ('gone', 0, x'00')";
+        loop {
+            if let Ok(connection) = connect(&folder.path().join("lathe.db")) {
+                connection.execute(orphan, []).unwrap();
+                break;
+            }
+        }
+        assert!(reopen(folder.path()).pasts.is_empty());
+        assert_eq!(rows(folder.path()), 0);
+    }
+
+    #[tokio::test]
+    async fn a_past_that_cannot_be_read_stops_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(folder.path()).unwrap();
+        store.apply(Change::Insert(Box::new(record("demo")))).await.unwrap();
+        drop(store);
+        loop {
+            if let Ok(connection) = connect(&folder.path().join("lathe.db")) {
+                connection.execute_batch("DROP TABLE past; CREATE TABLE past (nonsense TEXT)").unwrap();
+                break;
+            }
+        }
+        let contents = reopen(folder.path());
+        assert_eq!((contents.machines.len(), contents.pasts.len()), (1, 0));
+        let (store, _) = loop {
+            if let Ok(opened) = Store::open(folder.path()) {
+                break opened;
+            }
+        };
+        assert!(store.apply(Change::Pasts(vec![past("demo", Some(b"x"), None)])).await.is_err());
+        store.apply(Change::Delete("demo".to_owned())).await.unwrap();
+        drop(store);
+        assert!(reopen(folder.path()).machines.is_empty());
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ mod disks;
 mod elastic;
 mod enforced;
 mod exactness;
+mod foresight;
 mod harvest;
 mod hostile;
 mod hotplug;
@@ -55,6 +56,7 @@ const GROUPS: &[Group] = &[
     nics::GROUP,
     uplink::GROUP,
     sight::GROUP,
+    foresight::GROUP,
     monitor::DEBIAN,
     exactness::GROUP,
     bandwidth::GROUP,

@@ -12,6 +12,7 @@ use utoipa::IntoParams;
 use super::to_the_end;
 use crate::api::App;
 use crate::api::answer::{Answer, Json, Name, OperationId, Query, check_name, if_match};
+use crate::api::wire::forecast::ForecastView;
 use crate::api::wire::{
     ErrorBody, MachineList, MachineView, OperationList, OperationView, PlanView, Removed, ResizeOutcome,
     ResizeRequest, ResizeView, RunRequest, SCHEMA, StopRequest,
@@ -108,6 +109,14 @@ pub async fn resize(
     let goes_on = matches!(view.outcome, ResizeOutcome::Partial | ResizeOutcome::UnderWay);
     let status = if goes_on { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok((status, Out(view)).into_response())
+}
+
+/// What a machine asked for over time, and what it is likely to ask for next.
+#[utoipa::path(get, path = "/v1/machines/{name}/forecast", tag = "machines", params(("name" = String, Path)),
+    responses((status = 200, body = ForecastView), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, description = "Foresight is off", body = ErrorBody)))]
+pub async fn forecast(State(app): State<App>, Name(name): Name) -> Answer<Out<ForecastView>> {
+    Ok(Out(app.core.forecast(&name).await?))
 }
 
 /// The changes of a machine's shape that are remembered, the newest last.

@@ -30,6 +30,7 @@ pub fn all() -> Router<App> {
         .route("/v1/host/uplink", get(host::uplink).put(host::enable_uplink).delete(host::disable_uplink))
         .route("/v1/machines", get(machines::list).post(machines::run))
         .route("/v1/machines/{name}", get(machines::show).patch(machines::resize).delete(machines::remove))
+        .route("/v1/machines/{name}/forecast", get(machines::forecast))
         .route("/v1/machines/{name}/operations", get(machines::operations))
         .route("/v1/operations/{id}", get(machines::operation).delete(machines::cancel))
         .route("/v1/machines/{name}/stop", post(machines::stop))

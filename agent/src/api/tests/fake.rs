@@ -8,6 +8,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::super::access::{Access, Accounts};
 use super::super::core::{Cluster, Console, Core, Doctor, Later, Reply};
+use super::super::wire::forecast::{AheadView, ForecastResource, ForecastView, RingView};
 use super::super::wire::*;
 use crate::machines::enforced::{Limit, Took};
 use crate::machines::{DiskChange, DiskChanged, NicChange, NicChanged};
@@ -83,6 +84,57 @@ fn delivered() -> Delivered {
             sec_60: share(42_000, 4_700_000, 4_700_000, Some(1000)),
         }),
         net_from_guest: None,
+    }
+}
+
+/// Forty minutes of a load that came after half of them, with a gap, and memory that grows; 2026-11-22 17:05:50.
+pub fn forecast(name: &str) -> ForecastView {
+    let now_unix_sec = 1_795_367_150;
+    let minute = now_unix_sec / 60;
+    let resource = |resource: &str, granted: u64, amounts: Vec<Option<u64>>, p50: u64, p95: u64| {
+        let ring = |step_sec: u64, newest: u64, mean: Vec<Option<u64>>, max| {
+            let from_unix_sec = (newest + 1).saturating_sub(mean.len() as u64) * step_sec;
+            RingView { step_sec, from_unix_sec, mean, max }
+        };
+        let ahead = |step: u64| AheadView {
+            from_unix_sec: (minute + step) * 60,
+            until_unix_sec: (minute + step + 1) * 60,
+            p50,
+            p95: p95 + p95 / 20 * step,
+            p99: p95 * 2,
+        };
+        ForecastResource {
+            resource: resource.to_owned(),
+            granted,
+            now: amounts.last().copied().flatten(),
+            of: if resource == "memory" { "max" } else { "mean" }.to_owned(),
+            measured_min: amounts.iter().flatten().count() as u64,
+            confidence_permille: Some(290),
+            judged: 36,
+            held: 34,
+            ahead: (0..6).map(ahead).collect(),
+            seconds: ring(1, now_unix_sec - 1, amounts.clone(), Vec::new()),
+            minutes: ring(60, minute - 1, amounts.clone(), amounts.clone()),
+            hours: ring(3600, now_unix_sec / 3600 - 1, amounts[..3].to_vec(), amounts[..3].to_vec()),
+        }
+    };
+    let minutes = |of: fn(u64) -> u64| (0..40).map(|at| (at / 2 != 6).then(|| of(at))).collect();
+    ForecastView {
+        schema: SCHEMA,
+        name: name.to_owned(),
+        mode: "observe".to_owned(),
+        now_unix_sec,
+        resources: vec![
+            resource(
+                "cpu",
+                500,
+                minutes(|at| if at < 20 { 40 + at % 3 * 15 } else { 300 + at % 5 * 22 }),
+                330,
+                420,
+            ),
+            resource("memory", 512 << 20, minutes(|at| (96 + at * 6) << 20), 340 << 20, 372 << 20),
+            resource("net", 0, minutes(|at| at % 7 * 1_300_000), 3_000_000, 8_000_000),
+        ],
     }
 }
 
@@ -337,6 +389,10 @@ impl Core for FakeCore {
 
     fn plan_resize<'a>(&'a self, name: &'a str, _: &'a ResizeRequest, _: Option<u64>) -> Reply<'a, PlanView> {
         Box::pin(async { Ok(self.plan(name, self.find(name)?.revision)) })
+    }
+
+    fn forecast<'a>(&'a self, name: &'a str) -> Reply<'a, ForecastView> {
+        Box::pin(async { self.find(name).map(|view| forecast(&view.name)) })
     }
 
     fn operations<'a>(&'a self, name: &'a str) -> Reply<'a, OperationList> {

@@ -198,6 +198,7 @@ async fn who_may_only_look_is_refused_before_anything_happens() {
     let routes = [
         ("GET /v1/version", false),
         ("GET /v1/host", false),
+        ("GET /v1/machines/web/forecast", false),
         ("GET /v1/machines", false),
         ("GET /v1/machines/web", false),
         ("GET /v1/machines/web/logs", false),

@@ -1,0 +1,130 @@
+//! All that is known over time of one machine.
+
+use super::Resource;
+use super::demand::{Demand, INSIDE_FRESH_USEC, Inside, Reading, demand};
+use super::forecaster::Forecaster;
+use super::ring::{MAX_AMOUNT, Rings};
+
+/// One resource: what was asked for, and what will be.
+#[derive(Clone, Debug)]
+pub struct Track {
+    /// The past, in the resource's grain.
+    pub rings: Rings,
+    /// What comes.
+    pub forecaster: Forecaster,
+}
+
+impl Track {
+    pub(super) fn new(resource: Resource) -> Self {
+        Self { rings: Rings::default(), forecaster: Forecaster::new(resource) }
+    }
+}
+
+/// How far the large part of what is stored reaches, by resource: the newest minute and the newest hour in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// The minute in which it was made; the small part names it, so that the two cannot be of different times.
+    pub stamp: u64,
+    /// Newest minute and hour; `None` for what is not in it.
+    pub newest: [Option<(u64, u64)>; Resource::ALL.len()],
+}
+
+/// What is known over time of one machine.
+#[derive(Clone, Debug, Default)]
+pub struct Profile {
+    /// By [`Resource`]; a machine without disks has no track of them.
+    pub(super) tracks: [Option<Box<Track>>; Resource::ALL.len()],
+    last: Option<Reading>,
+    inside: Option<(u64, Inside)>,
+    now: Demand,
+    /// What the store has of it.
+    pub(super) stored: Option<Reach>,
+}
+
+impl Profile {
+    /// Takes in what was read at the second `at_sec` since the epoch, which is `at_usec` on the clock of readings.
+    pub fn take(&mut self, at_sec: u64, at_usec: u64, mut reading: Reading) {
+        let fresh = |(told_usec, _): &(u64, Inside)| at_usec.saturating_sub(*told_usec) <= INSIDE_FRESH_USEC;
+        if let (Some(memory), Some((_, inside))) = (&mut reading.memory, self.inside.filter(fresh)) {
+            memory.inside = Some(inside);
+        }
+        let before = self.last.replace(reading);
+        self.now = before.map_or(Demand::default(), |before| demand(&before, &reading));
+        for resource in Resource::ALL {
+            let Some(amount) = self.now.of(resource) else { continue };
+            // Rounded up: what was asked for is in it.
+            let grains = u32::try_from(amount.div_ceil(resource.grain())).unwrap_or(MAX_AMOUNT);
+            let track = &mut self.tracks[resource as usize];
+            track.get_or_insert_with(|| Box::new(Track::new(resource))).rings.take(at_sec, grains);
+        }
+    }
+
+    /// It cannot be read now: what it asks for is not known.
+    pub fn lose(&mut self) {
+        (self.last, self.inside, self.now) = (None, None, Demand::default());
+    }
+
+    /// Takes in what its guest says of its memory.
+    pub fn told(&mut self, at_usec: u64, inside: Inside) {
+        self.inside = Some((at_usec, inside));
+    }
+
+    /// Ends the minutes that are over, and learns from them; it is the second `at_sec` now.
+    pub fn catch_up(&mut self, at_sec: u64) {
+        for track in self.tracks.iter_mut().flatten() {
+            track.rings.pass(at_sec);
+            track.forecaster.catch_up(&track.rings);
+        }
+    }
+
+    /// What is known of a resource.
+    pub fn track(&self, resource: Resource) -> Option<&Track> {
+        self.tracks[resource as usize].as_deref()
+    }
+
+    /// What it asked for in the last second.
+    pub fn now(&self) -> &Demand {
+        &self.now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::demand::{Cpu, Memory};
+    use super::*;
+
+    const SEC: u64 = 1_000_000;
+
+    fn reading(second: u64) -> Reading {
+        let cpu = Cpu { at_usec: second * SEC, used_usec: second * 250_000, vcpus: 1, ..Cpu::default() };
+        let memory = Memory { charged_bytes: 1 << 20, ..Memory::default() };
+        Reading { cpu: Some(cpu), memory: Some(memory), ..Reading::default() }
+    }
+
+    #[test]
+    fn what_is_read_lands_in_the_rings_and_what_is_not_there_has_none() {
+        let mut profile = Profile::default();
+        for second in 0..5 {
+            profile.take(1000 + second, second * SEC, reading(second));
+        }
+        assert_eq!(profile.now().of(Resource::Cpu), Some(250));
+        let seconds = &profile.track(Resource::Cpu).unwrap().rings.seconds;
+        assert_eq!(seconds.iter().collect::<Vec<_>>(), [1001, 1002, 1003, 1004].map(|at| (at, Some(250))));
+        assert_eq!(profile.track(Resource::Memory).unwrap().rings.seconds.at(1004), Some(256));
+        assert!(profile.track(Resource::Iops).is_none() && profile.track(Resource::Net).is_none());
+    }
+
+    #[test]
+    fn a_guests_account_counts_while_it_is_fresh() {
+        let mut profile = Profile::default();
+        let bytes = |profile: &Profile| profile.now().of(Resource::Memory);
+        profile.take(1000, 0, reading(0));
+        profile.told(0, Inside { given_bytes: 1 << 20, available_bytes: 1 << 19 });
+        profile.take(1001, SEC, reading(1));
+        assert_eq!(bytes(&profile), Some(1 << 19));
+        profile.take(1060, 60 * SEC, reading(60));
+        assert_eq!(bytes(&profile), Some(1 << 20));
+        profile.lose();
+        assert_eq!(bytes(&profile), None);
+    }
+}
