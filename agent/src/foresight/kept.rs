@@ -1,8 +1,8 @@
 //! A profile as bytes, for the store.
 //!
 //! Two parts, because most of it changes slowly: the *whole*, some 200 KiB of rings and forecasters, is made anew once an hour; the *recent*
-//! part, a few KiB, once a minute, and holds all seconds and what has happened since. So a host with a hundred machines writes some
-//! megabytes an hour and a crash costs no more than a minute. Forecasters learn again what they learnt since the whole was made.
+//! part, some KiB, once a minute, and holds all seconds and what has happened since. So a host with a hundred machines writes about a
+//! megabyte a minute and a crash costs no more than a minute. Forecasters learn again what they learnt since the whole was made.
 //!
 //! ```text
 //! "LTHF" part layout | first 8 bytes of the body's SHA-256 | body: postcard
