@@ -8,17 +8,19 @@
 //!
 //! That others stall is not enough: `/proc/pressure/memory` tells of a group that has reached its own limit as well.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lathe_shard::Bytes;
 use tokio::sync::oneshot;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
 
 use super::actor::Ask;
 use super::core::{Core, Entry};
+use super::shape;
 use super::spec::MIN_MEMORY_BYTES;
-use crate::api::wire::{ResizeRequest, Tier};
+use crate::api::wire::{MachineState, ResizeRequest, Tier};
 use crate::host::MemoryNow;
 
 /// How often it is looked: what is short is to be given back within a second.
@@ -27,6 +29,10 @@ const INTERVAL: Duration = Duration::from_millis(250);
 const FOR_SEC: u64 = 300;
 /// How long one change may take before it ends as it is.
 const DEADLINE_MSEC: u64 = 10_000;
+/// For how long a machine that gave is left alone: until its guest has said anew what it does not use.
+const REST: Duration = Duration::from_secs(2);
+/// How long a monitor may take to say what its guest has.
+const MONITOR_TIMEOUT: Duration = Duration::from_millis(100);
 /// Share of time in which somebody waits for memory that makes it short before half of the reserve is gone, thousandths.
 const STALLED_PERMILLE: u64 = 100;
 /// Less than this is not worth a change.
@@ -72,17 +78,32 @@ fn taken(mut missing: u64, mut lenders: Vec<Lender>) -> Vec<(String, u64)> {
     taken
 }
 
-fn lender(entry: &Entry) -> Option<Lender> {
-    entry.with(|shared| {
-        let record = &shared.record;
-        let quiet = record.operation.is_none() && record.life.has_monitor();
+/// What one machine has to do with it.
+enum Part {
+    /// It could give something back.
+    Could(Lender),
+    /// It is about to give so much back.
+    Does(u64),
+}
+
+/// Only a machine of tier harvest that runs has a part in it. One that `rests` has given a moment ago: what its guest said before is no longer
+/// so.
+async fn part(entry: &Entry, rests: bool) -> Option<Part> {
+    let (record, monitor, memory) = entry.with(|shared| {
         let memory = shared.force.as_ref().and_then(|force| force.memory);
-        (quiet && record.desired.tier == Tier::Harvest).then(|| Lender {
-            name: record.name.clone(),
-            memory_bytes: record.desired.memory_bytes,
-            idle_bytes: memory.and_then(|memory| memory.guest).map(|guest| guest.available_bytes),
-        })
-    })
+        (shared.record.clone(), shared.monitor.clone(), memory)
+    });
+    if record.desired.tier != Tier::Harvest || record.life.state() != MachineState::Running {
+        return None;
+    }
+    if rests || record.operation.is_some() {
+        let held = memory.as_ref().map_or(0, shape::held_bytes);
+        return Some(Part::Does(held.saturating_sub(record.desired.memory_bytes)));
+    }
+    // Asking also makes the guest say it anew, for the next look.
+    let status = timeout(MONITOR_TIMEOUT, monitor?.status()).await.ok()?.ok()?;
+    let idle_bytes = status.memory.and_then(|memory| memory.guest).map(|guest| guest.available_bytes);
+    Some(Part::Could(Lender { name: record.name, memory_bytes: record.desired.memory_bytes, idle_bytes }))
 }
 
 /// Looks until lathed ends.
@@ -90,16 +111,30 @@ pub(super) async fn run(core: Arc<Core>) {
     let mut beat = tokio::time::interval(INTERVAL);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before: Option<MemoryNow> = None;
+    let mut gave: BTreeMap<String, Instant> = BTreeMap::new();
     loop {
         beat.tick().await;
-        let lenders: Vec<_> = core.entries().iter().filter_map(|entry| lender(entry)).collect();
+        let harvest = |entry: &Arc<Entry>| entry.with(|shared| shared.record.desired.tier == Tier::Harvest);
+        let entries: Vec<_> = core.entries().into_iter().filter(harvest).collect();
         // Who cannot be read is told of by whoever shows it, once a second.
-        let now = if lenders.is_empty() { None } else { core.probe.memory().ok() };
-        if let Some(now) = now {
+        let now = if entries.is_empty() { None } else { core.probe.memory().ok() };
+        let reserve = core.config.reserve.memory_bytes;
+        gave.retain(|_, at| at.elapsed() < REST);
+        // From here on guests are asked, so that what they say is new when it is needed.
+        if let Some(now) = now.filter(|now| now.available_bytes < reserve) {
             let stalled = before.map_or(0, |before| now.stalled_permille_since(&before));
-            let reserve = core.config.reserve.memory_bytes;
-            for (name, memory_bytes) in taken(missing(reserve, now.available_bytes, stalled), lenders) {
+            let (mut lenders, mut coming) = (Vec::new(), 0_u64);
+            for entry in &entries {
+                match part(entry, gave.contains_key(&entry.name)).await {
+                    Some(Part::Could(lender)) => lenders.push(lender),
+                    Some(Part::Does(bytes)) => coming = coming.saturating_add(bytes),
+                    None => {}
+                }
+            }
+            let missing = missing(reserve, now.available_bytes, stalled).saturating_sub(coming);
+            for (name, memory_bytes) in taken(missing, lenders) {
                 take(&core, &name, memory_bytes, now.available_bytes).await;
+                gave.insert(name, Instant::now());
             }
         }
         before = now;
