@@ -138,7 +138,7 @@ fn measure(host: &Host<'_>, load: &Load, milli: u32, number: u32) -> (Series, f6
          lathe resize $machine --cpu {milli}m >/dev/null || exit 1
          {begin}
          sleep {SETTLE}; u=$(usage $group/vmm); v=$(usage $group)\n",
-        5400 + number
+        lathe_tests::workspace::HOST_PORTS.start() + u16::try_from(number).unwrap_or(0)
     );
     if load.resized {
         let _ = writeln!(
@@ -164,8 +164,8 @@ fn measure(host: &Host<'_>, load: &Load, milli: u32, number: u32) -> (Series, f6
     (series, delivered, format!("; {:.0} % of it the monitor's", value(&text, "monitor_percent")))
 }
 
-/// QEMU's whole process under the same quota; so many vCPUs spin.
-fn rival(host: &Host<'_>, milli: u32, vcpus: u32) -> (Series, f64) {
+/// QEMU's whole process under the same quota; so many vCPUs spin. What became of it instead where it has ended before all was measured.
+fn rival(host: &Host<'_>, milli: u32, vcpus: u32) -> Result<(Series, f64), String> {
     let line = format!(
         "{FIGURES}
          systemctl stop rival.service 2>/dev/null; systemctl reset-failed rival.service 2>/dev/null
@@ -175,12 +175,18 @@ fn rival(host: &Host<'_>, milli: u32, vcpus: u32) -> (Series, f64) {
          for attempt in $(seq 120); do grep -q 'all spin' /tmp/rival.log && break; sleep 1; done
          grep -q 'all spin' /tmp/rival.log || exit 2
          systemctl set-property --runtime rival.service CPUQuota={}%; sleep 3
-         figures /sys/fs/cgroup/system.slice/rival.service {}; systemctl stop rival.service; rm /tmp/rival.log",
+         figures /sys/fs/cgroup/system.slice/rival.service {}
+         systemctl is-active --quiet rival.service || {{ journalctl -q -n 3 -o cat -u rival.service; tail -n 2 /tmp/rival.log; exit 3; }}
+         systemctl stop rival.service; rm /tmp/rival.log",
         f64::from(milli) / 10.0,
         windows()
     );
     let limit = LIMIT + Duration::from_secs((windows() * SECONDS).into());
-    ratios(&host.run_within(limit, &line).expect_ok().stdout(), f64::from(milli) / 1000.0)
+    let outcome = host.run_within(limit, &line);
+    if outcome.status == 3 {
+        return Err(outcome.stdout());
+    }
+    Ok(ratios(&outcome.expect_ok().stdout(), f64::from(milli) / 1000.0))
 }
 
 /// How much of a CPU a process without a quota gets.
@@ -241,11 +247,13 @@ fn a_whole_machine_gets_its_grant(hosts: &Hosts) {
         }
         for vcpus in [1, 2] {
             if milli <= vcpus * 1000 {
-                let (series, delivered) = rival(&host, milli, vcpus);
+                let said = match rival(&host, milli, vcpus) {
+                    Ok((series, delivered)) => format!("delivered {delivered:.4}, {}", told(&series).0),
+                    Err(why) => format!("not measured, it has ended: {why}"),
+                };
                 hosts.note(&format!(
-                    "  QEMU with CPUQuota={}%, {vcpus} vCPU spinning: delivered {delivered:.4}, {}",
-                    f64::from(milli) / 10.0,
-                    told(&series).0
+                    "  QEMU with CPUQuota={}%, {vcpus} vCPU spinning: {said}",
+                    f64::from(milli) / 10.0
                 ));
             }
         }
