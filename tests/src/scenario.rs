@@ -554,12 +554,17 @@ impl Runner {
         println!("\nrunning {} scenarios of {}, on {} host(s)", scenarios.len(), group.name, group.hosts);
         let same = |shared: &(usize, bool, Hosts)| (shared.0, shared.1) == (group.hosts, group.lathe);
         let mut hosts = self.shared.take().filter(same).map(|(.., hosts)| hosts);
-        // Fresh ones come where that fails.
-        hosts = hosts.filter(|hosts| !group.lathe || without_machines(hosts));
+        let mut before = None;
         for (place, (name, body)) in scenarios.iter().enumerate() {
             let begun = Instant::now();
             let until = if place == 0 { self.until } else { share };
             let late = until.is_some_and(|until| SystemTime::now() > until);
+            let here = group.scenarios.iter().position(|(other, _)| other == name);
+            // One that does not follow the scenario before it as in the list expects nothing of it. Fresh hosts come where that fails.
+            if !late && group.lathe && (here.is_none() || here != before.map(|before: usize| before + 1)) {
+                hosts = hosts.filter(without_machines);
+            }
+            before = here;
             let verdict =
                 if late { Verdict::NotRun } else { self.run_scenario(group, (name, *body), &mut hosts)? };
             let took = begun.elapsed().as_secs_f32();
@@ -712,7 +717,7 @@ impl Drop for Hosts {
     }
 }
 
-/// Takes the machines away that the group before has left: not all of its scenarios have run, perhaps, and each makes what it misses.
+/// Takes the machines away that scenarios before have left; each makes what it misses.
 fn without_machines(hosts: &Hosts) -> bool {
     const LINE: &str = "lathe list --json | jq -r '.machines[].name' | while read -r name; do lathe rm $name --force --purge || exit 1; done";
     let away = |host: Host<'_>| host.run(LINE).status == 0;
