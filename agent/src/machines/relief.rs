@@ -6,6 +6,9 @@
 //! books follow, it is shown and can be undone. A guest that says nothing gives a quarter; what it has too little of then, its balloon's driver
 //! takes back before it kills (deflate on OOM).
 //!
+//! What a guest says is believed to its own disadvantage only: one that says it has nothing idle keeps what it was granted and what the books
+//! hold for it, and one that was asked and gives nothing counts for nothing after [`REST`], so that the others are asked.
+//!
 //! That others stall is not enough: `/proc/pressure/memory` tells of a group that has reached its own limit as well.
 
 use std::collections::BTreeMap;
@@ -14,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use lathe_shard::Bytes;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::actor::Ask;
@@ -86,8 +90,17 @@ enum Part {
     Does(u64),
 }
 
-/// Only a machine of tier harvest that runs has a part in it. One that `rests` has given a moment ago: what its guest said before is no longer
-/// so.
+/// What is still to come of one that gave a moment ago (it `rests`: what its guest said before is no longer so), or is being resized for another
+/// reason; `None`: it may be asked. Who was asked and has not given by then has nothing to come.
+fn to_come(rests: bool, resized: bool, held: u64, desired: u64) -> Option<u64> {
+    match (rests, resized) {
+        (true, _) => Some(held.saturating_sub(desired)),
+        (false, true) => Some(0),
+        (false, false) => None,
+    }
+}
+
+/// Only a machine of tier harvest that runs has a part in it.
 async fn part(entry: &Entry, rests: bool) -> Option<Part> {
     let (record, monitor, memory) = entry.with(|shared| {
         let memory = shared.force.as_ref().and_then(|force| force.memory);
@@ -96,9 +109,9 @@ async fn part(entry: &Entry, rests: bool) -> Option<Part> {
     if record.desired.tier != Tier::Harvest || record.life.state() != MachineState::Running {
         return None;
     }
-    if rests || record.operation.is_some() {
-        let held = memory.as_ref().map_or(0, shape::held_bytes);
-        return Some(Part::Does(held.saturating_sub(record.desired.memory_bytes)));
+    let held = memory.as_ref().map_or(0, shape::held_bytes);
+    if let Some(bytes) = to_come(rests, record.operation.is_some(), held, record.desired.memory_bytes) {
+        return Some(Part::Does(bytes));
     }
     // Asking also makes the guest say it anew, for the next look.
     let status = timeout(MONITOR_TIMEOUT, monitor?.status()).await.ok()?.ok()?;
@@ -124,11 +137,18 @@ pub(super) async fn run(core: Arc<Core>) {
         if let Some(now) = now.filter(|now| now.available_bytes < reserve) {
             let stalled = before.map_or(0, |before| now.stalled_permille_since(&before));
             let (mut lenders, mut coming) = (Vec::new(), 0_u64);
-            for entry in &entries {
-                match part(entry, gave.contains_key(&entry.name)).await {
-                    Some(Part::Could(lender)) => lenders.push(lender),
-                    Some(Part::Does(bytes)) => coming = coming.saturating_add(bytes),
-                    None => {}
+            // Beside each other: one monitor that stands still delays no other machine.
+            let mut asked = JoinSet::new();
+            for entry in entries {
+                let rests = gave.contains_key(&entry.name);
+                asked.spawn(async move { part(&entry, rests).await });
+            }
+            while let Some(answer) = asked.join_next().await {
+                match answer {
+                    Ok(Some(Part::Could(lender))) => lenders.push(lender),
+                    Ok(Some(Part::Does(bytes))) => coming = coming.saturating_add(bytes),
+                    Ok(None) => {}
+                    Err(cause) => tracing::error!(%cause, "cannot ask what a machine could give back"),
                 }
             }
             let missing = missing(reserve, now.available_bytes, stalled).saturating_sub(coming);
@@ -185,6 +205,14 @@ mod tests {
         assert_eq!(missing(512, 500, 100), 12);
         assert_eq!(missing(512, 255, 0), 257);
         assert_eq!(missing(0, 0, 1000), 0);
+    }
+
+    #[test]
+    fn who_was_asked_and_gives_nothing_keeps_nobody_else_from_being_asked() {
+        assert_eq!(to_come(false, false, 900, 900), None, "it may be asked");
+        assert_eq!(to_come(true, true, 900, 300), Some(600), "it is about to give");
+        assert_eq!(to_come(false, true, 900, 300), Some(0), "it has had its time");
+        assert_eq!(to_come(true, false, 300, 900), Some(0));
     }
 
     #[test]
