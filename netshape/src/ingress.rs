@@ -55,9 +55,7 @@ pub(crate) async fn redirects(nl: &Netlink, tap: &IfName, index: u32) -> Result<
 
 /// Whether [`redirect`] has nothing to do.
 pub(crate) async fn is_redirected(nl: &Netlink, tap: &IfName, index: u32, to: u32) -> Result<bool, Error> {
-    if !has_clsact(nl, tap, index).await? {
-        return Ok(false);
-    }
+    // Where there is no clsact there are no filters.
     let found = filters(nl, tap, index).await?;
     let mut redirects = found.iter().filter(|filter| !filter.redirects.is_empty());
     let ours = redirects.next().is_some_and(|one| one.priority == REDIRECT && one.redirects == [to]);

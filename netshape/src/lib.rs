@@ -62,7 +62,7 @@ pub use netlink::Netlink;
 pub use nft::NatError;
 pub use port::{FoundLink, LinkKind, LinkStats, Network, Port, PortFd, PortSpec};
 pub use rate::{BitRate, Patch, RatePatch};
-pub use shape::{Direction, Shaping, ShapingState};
+pub use shape::{Applied, Direction, Shaping, ShapingState};
 pub use spoof::{AntiSpoof, AntiSpoofState};
 pub use tap::{Tap, TapError};
 pub use uplink::{

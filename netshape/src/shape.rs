@@ -16,6 +16,8 @@
 //! A direction that was never limited has no queue at all, and for what comes from the guest no ifb. One that was limited
 //! and is set free gets a rate beyond any device: to take the queue away would drop what is in it.
 
+use std::time::Instant;
+
 use futures_util::{join, try_join};
 use netlink_packet_route::link::InfoKind;
 use netlink_packet_route::tc::TcHandle;
@@ -70,14 +72,33 @@ pub struct Direction {
     pub queued_packets: u64,
 }
 
+/// What came of a change.
+#[derive(Clone, Copy, Debug)]
+pub struct Applied {
+    /// Rates and counters as the kernel has them.
+    pub state: ShapingState,
+    /// Since when the rates that were asked for have been read back.
+    pub since: Instant,
+}
+
 impl Shaping {
     /// Changes rates in place and returns what the kernel shows afterwards.
     ///
     /// # Errors
     /// [`Error::Rate`] before anything is changed; [`Error::NoLink`], [`Error::Kernel`], [`Error::ReadBack`].
     pub async fn apply(nl: &Netlink, tap: &IfName, patch: &RatePatch) -> Result<ShapingState, Error> {
+        Self::apply_timed(nl, tap, patch).await.map(|applied| applied.state)
+    }
+
+    /// As [`Shaping::apply`]; tells also since when both rates have been in force. Where all queues are there that is two trips to the kernel
+    /// after the call; leaves are tuned, and everything is looked at again, after it.
+    ///
+    /// # Errors
+    /// As [`Shaping::apply`].
+    pub async fn apply_timed(nl: &Netlink, tap: &IfName, patch: &RatePatch) -> Result<Applied, Error> {
         patch.check()?;
         let (link, ifb) = links(nl, tap).await?;
+        let since = change_in_place(nl, tap, (link.index, ifb.as_ref()), patch).await;
         // Beside each other: most of the time of a change is the way to the kernel and back.
         let to_guest = async {
             let Some(rate) = wanted(patch.to_guest) else { return Ok(()) };
@@ -100,7 +121,7 @@ impl Shaping {
         let state = read_both(nl, tap, link.index, from_guest?).await?;
         read_back(tap, patch.to_guest, state.to_guest.rate)?;
         read_back(tap, patch.from_guest, state.from_guest.rate)?;
-        Ok(state)
+        Ok(Applied { state, since: since.unwrap_or_else(Instant::now) })
     }
 
     /// Rates and counters as the kernel has them.
@@ -111,6 +132,28 @@ impl Shaping {
         let (link, ifb) = links(nl, tap).await?;
         read_both(nl, tap, link.index, ifb).await
     }
+}
+
+/// The short way for what is there already: both classes are changed and told back in one trip, together with the question whether the guest's
+/// traffic goes through its ifb at all. Answers since when both rates are in force, or `None` where they are not known to be: then the long way
+/// finds out what is missing, and says what is wrong.
+async fn change_in_place(
+    nl: &Netlink,
+    tap: &IfName,
+    (index, ifb): (u32, Option<&Link>),
+    patch: &RatePatch,
+) -> Option<Instant> {
+    let (to_guest, from_guest) = (wanted(patch.to_guest)?, wanted(patch.from_guest)?);
+    let ifb = ifb.filter(|ifb| ifb.up && ifb.kind == "ifb")?;
+    let change = async |index, rate| {
+        let class = class_of(rate, rate, QUANTUM_BYTES, 0);
+        let told = nl.change_class(index, CLASS, HTB, class.to_bytes()).await.ok()?;
+        (told.handle == CLASS.handle && HtbClass::parse(&told.options) == Ok(class)).then_some(())
+    };
+    let arrives = ingress::is_redirected(nl, tap, index, ifb.index);
+    let (to_guest, from_guest, arrives) =
+        join!(change(index, to_guest), change(ifb.index, from_guest), arrives);
+    (to_guest.is_some() && from_guest.is_some() && arrives.unwrap_or(false)).then(Instant::now)
 }
 
 /// The tap, and its ifb where it has one.
@@ -254,4 +297,49 @@ async fn ensure_ifb(nl: &Netlink, name: &IfName, there: Option<Link>) -> Result<
         nl.set_link(link.index, &change).await.map_err(failed("bring up", name))?;
     }
     Ok(link)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::testing::{an_ifb, in_namespace};
+
+    #[test]
+    fn the_short_way_says_nothing_that_it_has_not_seen() {
+        in_namespace(async |nl| {
+            // What plays the tap has filters like one.
+            let (tap, ifb) = (IfName::new("li-s").expect("a name"), IfName::new("li-w").expect("a name"));
+            let index = an_ifb(&nl, "li-s").await;
+            an_ifb(&nl, "li-w").await;
+            let link = async || nl.link(&ifb).await.expect("an answer").expect("a link");
+            let up = LinkChange { up: Some(true), ..LinkChange::default() };
+            nl.set_link(link().await.index, &up).await.expect("accepted");
+            let set = |mbit: u64| Patch::Set(BitRate(mbit * 1_000_000));
+            let both = |mbit| RatePatch { to_guest: set(mbit), from_guest: set(mbit * 2) };
+            let there = link().await;
+            let short = async |patch| change_in_place(&nl, &tap, (index, Some(&there)), &patch).await;
+            let shown = async || {
+                let (tap, ifb) = (look(&nl, &tap, index).await, look(&nl, &ifb, there.index).await);
+                [tap, ifb].map(|seen| seen.expect("a dump").direction().rate.map(|rate| rate.0 / 1_000_000))
+            };
+            assert!(short(both(5)).await.is_none(), "no queues");
+            for (name, index) in [(&tap, index), (&ifb, there.index)] {
+                let seen = look(&nl, name, index).await.expect("a dump");
+                shape_link(&nl, name, index, BitRate(1_000_000), seen).await.expect("shaped");
+            }
+            assert!(short(both(6)).await.is_none(), "the guest's traffic goes past its ifb");
+            ingress::redirect(&nl, &tap, index, there.index).await.expect("redirected");
+            assert!(short(both(7)).await.is_some());
+            assert_eq!(shown().await, [Some(7), Some(14)]);
+            let free = RatePatch { to_guest: Patch::Unlimited, from_guest: set(3) };
+            assert!(short(free).await.is_some());
+            assert_eq!(shown().await, [None, Some(3)]);
+            assert!(short(RatePatch { to_guest: set(9), from_guest: Patch::Keep }).await.is_none());
+            let gone = change_in_place(&nl, &tap, (index, None), &both(9)).await;
+            assert!(
+                gone.is_none() && shown().await == [None, Some(3)],
+                "nothing is changed for half an answer"
+            );
+        });
+    }
 }

@@ -42,6 +42,9 @@ for control in /root/machine-*/control /run/lathe/vm/*.sock; do
     for word in status stats; do timeout 5 "$program" ask "$control" "{\"$word\":{}}"; done
 done
 command -v lathe >/dev/null && timeout 10 lathe list
+for said in /root/machine-*/said; do
+    [ -s "$said" ] && { echo "── $said"; tail -c 2000 "$said"; }
+done
 for console in /root/machine-*/console /var/lib/lathe/machines/*/console.log; do
     [ -f "$console" ] && { echo "── $console"; tail -c 6000 "$console"; }
 done

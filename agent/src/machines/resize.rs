@@ -255,11 +255,10 @@ fn limit_cpu(
 ) -> Result<(), Problem> {
     let at_usec = sample::usec(&actor.core, Instant::now());
     let quota = actor.core.walls.limit(tree, cpu_milli, vcpus, at_usec)?;
-    let took = decided.elapsed();
-    let before = actor.entry.with(|shared| std::mem::replace(&mut shared.quota_milli, quota));
+    let before = actor.entry.with(|shared| std::mem::replace(&mut shared.quota_milli, quota.milli));
     // What is found after a restart of lathed is no change.
-    if before.is_some() && before != quota {
-        actor.core.enforced.after(Limit::Cpu, took);
+    if before.is_some() && before != quota.milli {
+        actor.core.enforced.after(Limit::Cpu, quota.at.saturating_duration_since(decided));
     }
     Ok(())
 }
@@ -718,9 +717,10 @@ async fn host_step(actor: &mut Actor, step: Step, decided: Instant) -> Result<Re
                 let port = actor.entry.with(|shared| shared.port);
                 let wanted = Some(rate).filter(|rate| *rate != 0);
                 if (port.to_guest, port.from_guest) != (wanted, wanted) {
-                    let port = ports.limit(&net.tap, rate).await?;
-                    actor.core.enforced.after(Limit::Net, decided.elapsed());
-                    actor.entry.with(|shared| shared.port = port);
+                    let limited = ports.limit(&net.tap, rate).await?;
+                    let took = limited.since.saturating_duration_since(decided);
+                    actor.core.enforced.after(Limit::Net, took);
+                    actor.entry.with(|shared| shared.port = limited.state);
                 }
             }
             Ok(Report::Done)

@@ -20,7 +20,7 @@ use super::*;
 use crate::api::wire::{DiskSource, MachineState, OnTrouble, ResizeOutcome, RestartPolicy};
 use crate::launcher::{Launched, Launcher, Pending};
 use crate::monitor::fake::{FakeMonitor, Script};
-use crate::network::{PortBytes, PortQueues, PortState, Ports};
+use crate::network::{PortBytes, PortLimited, PortQueues, PortState, Ports};
 
 /// Monitors that outlive lathed, as units do.
 #[derive(Clone, Default)]
@@ -136,7 +136,7 @@ impl Ports for FakePorts {
         })
     }
 
-    fn limit<'a>(&'a self, tap: &'a str, rate: u64) -> Pending<'a, Result<PortState, Problem>> {
+    fn limit<'a>(&'a self, tap: &'a str, rate: u64) -> Pending<'a, Result<PortLimited, Problem>> {
         Box::pin(async move {
             if rate == 13_000 {
                 self.1.asked.fetch_add(1, Ordering::Relaxed);
@@ -148,7 +148,7 @@ impl Ports for FakePorts {
                 Some(_) if rate == 13_000 => Err(Problem::internal("tc", "no luck")),
                 Some(now) => {
                     *now = rate;
-                    Ok(Self::state(rate))
+                    Ok(PortLimited { state: Self::state(rate), since: Instant::now() })
                 }
                 None => Err(Problem::internal("tc", "no such tap")),
             }

@@ -39,6 +39,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use lathe_cgroup::{CpuDivision, Error, MachineTree, MilliCpu, Patch};
 
@@ -142,6 +143,23 @@ fn most_of(vcpus: u32) -> u64 {
     u64::from(vcpus).saturating_mul(1000)
 }
 
+/// What the kernel holds a machine to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct InForce {
+    /// The wall, milliCPU; `None` where there is none.
+    pub milli: Option<u64>,
+    /// Since when it has been read back.
+    pub at: Instant,
+}
+
+/// Which way a wall moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Grows,
+    /// Falls, or stays.
+    Falls,
+}
+
 /// What is to be in force for one machine.
 #[derive(Debug, Default)]
 struct Wall {
@@ -165,12 +183,19 @@ struct Wall {
 
 impl Wall {
     /// Puts all of it in force. What is so already is only read.
-    fn put(&mut self, tree: &MachineTree, share_milli: u64) -> Result<Option<MilliCpu>, Error> {
+    fn put(&mut self, tree: &MachineTree, share_milli: u64, change: Change) -> Result<InForce, Error> {
+        let division = division(share_milli, self.held);
+        if change == Change::Grows {
+            // It is there once the part below the wall lets it through as well.
+            tree.divide_cpu(&CpuDivision { vmm: Patch::Keep, ..division })?;
+        }
         let shows = tree.set_wall(MilliCpu(share_milli))?;
+        let in_force = InForce { milli: shows.map(|shows| shows.0), at: Instant::now() };
+        // The rest moves nobody's grant.
         tree.set_vmm_weight(WEIGHT_VMM)?;
-        tree.divide_cpu(&division(share_milli, self.held))?;
+        tree.divide_cpu(&division)?;
         self.put_burst(tree)?;
-        Ok(shows)
+        Ok(in_force)
     }
 
     /// Adds up what was granted until now.
@@ -232,7 +257,7 @@ impl Walls {
         lock(&self.0).remove(tree.unit());
     }
 
-    /// Puts the wall of a machine up, or moves it, if it is another, `at_usec` on the clock of [`Counted`]; answers what is in force, milliCPU.
+    /// Puts the wall of a machine up, or moves it, if it is another, `at_usec` on the clock of [`Counted`]; answers what is in force.
     ///
     /// # Errors
     /// `internal`; then nobody looks after it until it has succeeded.
@@ -242,7 +267,7 @@ impl Walls {
         cpu_milli: u64,
         vcpus: u32,
         at_usec: u64,
-    ) -> Result<Option<u64>, Problem> {
+    ) -> Result<InForce, Problem> {
         let failed =
             |cause| Problem::internal(format!("cannot limit CPU of {}", tree.unit().display()), cause);
         let wall = self.of(tree.unit());
@@ -259,9 +284,11 @@ impl Walls {
             (wall.kept, wall.held) = (scaled(wall.kept), scaled(wall.held));
         }
         wall.full = cpu_milli >= most_of(vcpus);
-        let shows = wall.put(tree, share_milli).map_err(failed)?;
+        let grows = before.is_some_and(|before| before < share_milli);
+        let in_force =
+            wall.put(tree, share_milli, if grows { Change::Grows } else { Change::Falls }).map_err(failed)?;
         wall.share_milli = Some(share_milli);
-        Ok(shows.map(|shows| shows.0))
+        Ok(in_force)
     }
 
     /// Lets a machine whose wall is up catch up on unused time as its tier does. Twice is once.
@@ -286,7 +313,7 @@ impl Walls {
         let mut wall = lock(&wall);
         let Some(share_milli) = wall.share_milli else { return Ok(()) };
         wall.count(share_milli, counted);
-        wall.put(tree, share_milli).map(drop)
+        wall.put(tree, share_milli, Change::Falls).map(drop)
     }
 
     /// Forgets machines whose cgroup is gone.
@@ -358,7 +385,7 @@ mod tests {
     fn a_machine_of_an_earlier_release_gets_its_wall_before_its_vcpus_are_freed() {
         let groups = Groups::new();
         let walls = Walls::default();
-        assert_eq!(walls.limit(&groups.tree, 500, 1, 0).unwrap(), Some(500));
+        assert_eq!(walls.limit(&groups.tree, 500, 1, 0).unwrap().milli, Some(500));
         assert_eq!(groups.shares(), [Some(500), None, Some(375)]);
         assert_eq!(groups.limits().vmm.weight, WEIGHT_VMM);
         // Refused, it keeps the limit that it has.
@@ -386,6 +413,29 @@ mod tests {
         let sleeps = |number: u64| Counted { at_usec: number * 1_000_000, ..second(3, 200) };
         walls.keep(&groups.tree, sleeps(4)).unwrap();
         assert_eq!(groups.shares(), [Some(750), None, Some(563)]);
+    }
+
+    #[test]
+    fn who_gets_more_gets_it_below_the_wall_first() {
+        let groups = Groups::new();
+        let walls = Walls::default();
+        walls.limit(&groups.tree, 750, 2, 0).unwrap();
+        for number in 1..=3 {
+            walls.keep(&groups.tree, second(number, 100)).unwrap();
+        }
+        assert_eq!(groups.shares(), [Some(750), Some(650), Some(563)]);
+        // Stopped half way, it is as far as it came: what is called in force when the wall has moved is so.
+        fs::remove_file(groups.tree.machine().join("cpu.max")).unwrap();
+        walls.limit(&groups.tree, 1500, 2, 3_000_000).unwrap_err();
+        let vcpu = || fs::read_to_string(groups.tree.vcpu().join("cpu.max")).unwrap();
+        assert_eq!(vcpu(), "13000 10000");
+        fs::write(groups.tree.machine().join("cpu.max"), "7500 10000").unwrap();
+        walls.limit(&groups.tree, 1500, 2, 3_000_000).unwrap();
+        assert_eq!(groups.shares(), [Some(1500), Some(1300), Some(1125)]);
+        // Who gets less meets the wall first.
+        fs::remove_file(groups.tree.vcpu().join("cpu.max")).unwrap();
+        walls.limit(&groups.tree, 750, 2, 3_000_000).unwrap_err();
+        assert_eq!(fs::read_to_string(groups.tree.machine().join("cpu.max")).unwrap(), "7500 10000");
     }
 
     #[test]

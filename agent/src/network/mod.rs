@@ -8,6 +8,7 @@ pub mod uplinks;
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use lathe_netshape::{Prefix, Service};
 
@@ -73,6 +74,15 @@ pub struct PortQueues {
     pub from_guest: Option<PortQueue>,
 }
 
+/// A port whose rate was set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortLimited {
+    /// What is in force.
+    pub state: PortState,
+    /// Since when it has been read back.
+    pub since: Instant,
+}
+
 /// Boxes a future and says what failed.
 fn boxed<'a, T: 'a>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'a,
@@ -95,7 +105,7 @@ pub trait Ports: Send + Sync {
     /// Removes the port with all that belongs to it.
     fn remove<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<(), Problem>>;
     /// Sets both directions to `bit_per_sec`, 0 is unlimited; says what is in force then.
-    fn limit<'a>(&'a self, tap: &'a str, bit_per_sec: u64) -> Pending<'a, Result<PortState, Problem>>;
+    fn limit<'a>(&'a self, tap: &'a str, bit_per_sec: u64) -> Pending<'a, Result<PortLimited, Problem>>;
     /// What is in force.
     fn read<'a>(&'a self, tap: &'a str) -> Pending<'a, Result<PortState, Problem>>;
     /// What went through.

@@ -7,7 +7,7 @@ use lathe_netshape::{
     Patch, PortFd, PortSpec, Prefix, RatePatch, Shaping, ShapingState,
 };
 
-use super::{NetworkConfig, PortBytes, PortQueue, PortQueues, PortState, Ports, boxed};
+use super::{NetworkConfig, PortBytes, PortLimited, PortQueue, PortQueues, PortState, Ports, boxed};
 use crate::launcher::Pending;
 use crate::problem::Problem;
 
@@ -141,12 +141,13 @@ impl Ports for KernelPorts {
         })
     }
 
-    fn limit<'a>(&'a self, tap: &'a str, bit_per_sec: u64) -> Pending<'a, Result<PortState, Problem>> {
+    fn limit<'a>(&'a self, tap: &'a str, bit_per_sec: u64) -> Pending<'a, Result<PortLimited, Problem>> {
         boxed(async move {
             let patch = || if bit_per_sec == 0 { Patch::Unlimited } else { Patch::Set(BitRate(bit_per_sec)) };
             let patch = RatePatch { to_guest: patch(), from_guest: patch() };
-            let state = Shaping::apply(&self.netlink, &link(tap)?, &patch).await;
-            state.map(|state| port_state(&state)).map_err(failed(format!("cannot set the rate of tap {tap}")))
+            let applied = Shaping::apply_timed(&self.netlink, &link(tap)?, &patch).await;
+            let applied = applied.map_err(failed(format!("cannot set the rate of tap {tap}")))?;
+            Ok(PortLimited { state: port_state(&applied.state), since: applied.since })
         })
     }
 

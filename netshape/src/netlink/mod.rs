@@ -5,7 +5,7 @@ mod filter;
 mod link;
 mod tc;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::future::Future;
 use std::io;

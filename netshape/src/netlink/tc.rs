@@ -5,7 +5,9 @@
 
 use std::io;
 
-use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, Nla};
+use netlink_packet_core::{
+    DefaultNla, Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, Nla,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcHeader, TcMessage, TcOption, TcStats2, TcXstats};
 
@@ -139,6 +141,25 @@ impl Netlink {
         let options = TcAttribute::Other(DefaultNla::new(TCA_OPTIONS, options));
         let message = tc_with(index, at, kind, Some(options))?;
         self.ack(RouteNetlinkMessage::NewTrafficClass(message), existing.flags()).await
+    }
+
+    /// Changes a class that is there, and answers with what it is afterwards: the kernel says so in the same trip (`NLM_F_ECHO`,
+    /// `Documentation/userspace-api/netlink/intro.rst`).
+    pub(crate) async fn change_class(
+        &self,
+        index: u32,
+        at: At,
+        kind: &str,
+        options: Vec<u8>,
+    ) -> io::Result<TcObject> {
+        let options = TcAttribute::Other(DefaultNla::new(TCA_OPTIONS, options));
+        let message = RouteNetlinkMessage::NewTrafficClass(tc_with(index, at, kind, Some(options))?);
+        let answers = self.request(message, NLM_F_ACK | NLM_F_ECHO).await?;
+        let told = answers.into_iter().find_map(|answer| match answer {
+            RouteNetlinkMessage::NewTrafficClass(message) => Some(TcObject::from(message)),
+            _ => None,
+        });
+        told.ok_or_else(|| io::Error::other("the kernel has not said what the class is now"))
     }
 }
 

@@ -8,7 +8,7 @@ use super::Netlink;
 use crate::name::IfName;
 
 /// Runs a test in a network namespace of its own; only root can.
-pub(super) fn in_namespace(test: impl AsyncFnOnce(Netlink)) {
+pub(crate) fn in_namespace(test: impl AsyncFnOnce(Netlink)) {
     if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
         println!("skipped: no network namespace of its own: {error}");
         return;
@@ -32,7 +32,7 @@ pub(super) fn tc_json(arguments: &[&str]) -> Option<serde_json::Value> {
     Some(serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}")))
 }
 
-pub(super) async fn an_ifb(nl: &Netlink, name: &str) -> u32 {
+pub(crate) async fn an_ifb(nl: &Netlink, name: &str) -> u32 {
     let name = IfName::new(name).expect("a name");
     nl.add_link(&name, InfoKind::Ifb).await.expect("an ifb");
     nl.link(&name).await.expect("an answer").expect("a link").index

@@ -124,7 +124,11 @@ fn hosts_reach_each_other(hosts: &Hosts) {
     }
     let server = hosts.host(2).start("iperf3 --server --one-off");
     // With `--json` a client whom nobody answered ends with 0 too, so the server is waited for by its socket.
-    hosts.host(2).wait_until("iperf3 listens", Duration::from_secs(30), "ss -Hltn 'sport = :5201' | grep -q .");
+    hosts.host(2).wait_until(
+        "iperf3 listens",
+        Duration::from_secs(30),
+        "ss -Hltn 'sport = :5201' | grep -q .",
+    );
     let client = hosts.host(1).run("iperf3 --client host2 --time 3 --json").expect_ok();
     server.finish().expect_ok();
     let rate = client.json()["end"]["sum_received"]["bits_per_second"].as_f64().unwrap_or_default();
