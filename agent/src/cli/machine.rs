@@ -299,6 +299,7 @@ fn show_text(view: &MachineView) -> String {
     if let Some(operation) = &view.operation {
         text.push_str(&super::resize::operation_line(operation));
     }
+    text.push_str(&back_line(view, output::unix_msec()));
     let agent = if view.guest_agent { "answers" } else { "does not answer" };
     let restart = format!("{:?}", view.restart).to_lowercase().replace("onfailure", "on-failure");
     text.push_str(&format!(
@@ -315,6 +316,15 @@ fn show_text(view: &MachineView) -> String {
         text.push_str(&format!("monitor   pid {pid}   {}\n", view.unit));
     }
     text
+}
+
+/// Until when it has what it was given for a time.
+fn back_line(view: &MachineView, now_unix_msec: u64) -> String {
+    let Some(at) = view.back_unix_msec else { return String::new() };
+    match at.saturating_sub(now_unix_msec).div_ceil(1000) {
+        0 => "back      now: what was asked for a time is over\n".to_owned(),
+        left => format!("back      in {}: what was asked for a time is over then\n", output::duration(left)),
+    }
 }
 
 /// Its tier, and what is in force where that is another.
@@ -516,6 +526,21 @@ stalled   memory 0.1 % of the last 10 s
         assert!(show_text(&view).contains(expected));
         let silent = MachineView { delivered: Default::default(), stalls: Default::default(), ..view };
         assert_eq!(delivered_lines(&silent), "");
+    }
+
+    #[test]
+    fn a_change_for_a_time_says_when_it_ends() {
+        let back =
+            |at: Option<u64>| back_line(&MachineView { back_unix_msec: at, ..fake::machine("web") }, 60_000);
+        assert_eq!(back(None), "");
+        assert_eq!(
+            back(Some(60_000 + 2_520_000)),
+            "back      in 42 min: what was asked for a time is over then\n"
+        );
+        assert_eq!(back(Some(60_001)), "back      in 1 s: what was asked for a time is over then\n");
+        assert_eq!(back(Some(60_000)), "back      now: what was asked for a time is over\n");
+        let given = MachineView { back_unix_msec: Some(u64::MAX), ..fake::machine("web") };
+        assert!(show_text(&given).contains("\nback      in "));
     }
 
     #[test]

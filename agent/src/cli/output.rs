@@ -1,6 +1,7 @@
 //! How results look: aligned tables, amounts, errors of at most four lines.
 
 use std::io::{IsTerminal, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use lathe_shard::{BitRate, Bytes, MilliCpu};
 use serde::Serialize;
@@ -143,6 +144,12 @@ pub fn state(state: MachineState) -> &'static str {
         MachineState::Failed => "failed",
         MachineState::Removing => "removing",
     }
+}
+
+/// Now by the wall clock, milliseconds since the epoch.
+pub fn unix_msec() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// `3 d 4 h`, `5 min`, `12 s`.

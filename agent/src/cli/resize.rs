@@ -1,6 +1,6 @@
 //! `lathe resize`: asks for a change of shape, follows it, undoes and cancels it.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use hyper::Method;
 use lathe_shard::{BitRate, Bytes, Change, Iops, MEMORY_SHARD, MilliCpu, RATE_SHARD};
@@ -171,7 +171,7 @@ async fn follow(
 }
 
 fn resized(operation: OperationView, machine: MachineView) -> ResizeView {
-    let ended = operation.ended_unix_msec.unwrap_or_else(unix_msec);
+    let ended = operation.ended_unix_msec.unwrap_or_else(output::unix_msec);
     ResizeView {
         schema: SCHEMA,
         operation: operation.operation,
@@ -188,11 +188,6 @@ fn resized(operation: OperationView, machine: MachineView) -> ResizeView {
         tier: machine.tier,
         tier_actual: machine.tier_actual,
     }
-}
-
-fn unix_msec() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |elapsed| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// `lathe resize --cancel`.
@@ -224,7 +219,7 @@ fn shape(shape: &crate::api::wire::ShapeView) -> String {
 pub fn operation_line(operation: &OperationView) -> String {
     let when = match operation.deadline_unix_msec {
         Some(deadline) => {
-            format!("ends within {} s", deadline.saturating_sub(unix_msec()).div_ceil(1000))
+            format!("ends within {} s", deadline.saturating_sub(output::unix_msec()).div_ceil(1000))
         }
         None => "in the background".to_owned(),
     };

@@ -419,16 +419,17 @@ mod tests {
     fn who_gets_more_gets_it_below_the_wall_first() {
         let groups = Groups::new();
         let walls = Walls::default();
-        walls.limit(&groups.tree, 750, 2, 0).unwrap();
+        walls.limit(&groups.tree, 1500, 2, 0).unwrap();
         for number in 1..=3 {
-            walls.keep(&groups.tree, second(number, 100)).unwrap();
+            walls.keep(&groups.tree, second(number, 200)).unwrap();
         }
+        walls.limit(&groups.tree, 750, 2, 3_000_000).unwrap();
         assert_eq!(groups.shares(), [Some(750), Some(650), Some(563)]);
         // Stopped half way, it is as far as it came: what is called in force when the wall has moved is so.
         fs::remove_file(groups.tree.machine().join("cpu.max")).unwrap();
         walls.limit(&groups.tree, 1500, 2, 3_000_000).unwrap_err();
         let vcpu = || fs::read_to_string(groups.tree.vcpu().join("cpu.max")).unwrap();
-        assert_eq!(vcpu(), "13000 10000");
+        assert_eq!(vcpu(), "26000 20000");
         fs::write(groups.tree.machine().join("cpu.max"), "7500 10000").unwrap();
         walls.limit(&groups.tree, 1500, 2, 3_000_000).unwrap();
         assert_eq!(groups.shares(), [Some(1500), Some(1300), Some(1125)]);
