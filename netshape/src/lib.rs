@@ -22,6 +22,7 @@
 //! | [`spoof`], [`mark`], `ingress` | whose addresses a machine may use; whose its packets are; the order of a tap's filters |
 //! | [`shape`], [`uplink`], `htb` | rates in both directions, in place, and what went through; sharing of the uplink; both |
 //! | [`nat`], [`guard`], `nft` | masquerading and published ports; which services of the host machines reach; both |
+//! | [`watch`] | that somebody has changed nftables |
 //! | [`rate`], [`name`], [`addr`] | amounts, interface names, addresses |
 //! | [`codec`], `cbpf` | what netlink-packet-route lacks of traffic control; an assembler of classic BPF |
 //! | `netlink` | the only folder that knows rtnetlink |
@@ -50,6 +51,7 @@ pub mod spoof;
 #[allow(unsafe_code, reason = "the tun ioctls")]
 pub mod tap;
 pub mod uplink;
+pub mod watch;
 
 pub use addr::{Mac, Prefix, mac_for};
 pub use bridge::Bridge;
@@ -68,3 +70,4 @@ pub use tap::{Tap, TapError};
 pub use uplink::{
     ClassSpec, ClassState, FqCodelOptions, RootQueue, Uplink, UplinkClass, UplinkSpec, UplinkState,
 };
+pub use watch::RulesWatch;

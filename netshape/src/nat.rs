@@ -150,6 +150,19 @@ impl Nat {
         )?)
     }
 
+    /// The rules of the table as `nft` lists them, those of [`crate::HostGuard`] among them, without counters and published ports: equal while
+    /// nobody has changed them. `None` without the table. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// [`NatError::Run`], [`NatError::Refused`].
+    pub fn rules(&self) -> Result<Option<String>, NatError> {
+        if !self.nft.has_table()? {
+            return Ok(None);
+        }
+        let table = ["--stateless", "--terse", "list", "table", "inet", "lathe"];
+        self.nft.run("list the table lathe", &table, "").map(Some)
+    }
+
     /// Removes the table, published ports and the chain of [`crate::HostGuard`] with it.
     ///
     /// # Errors

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use lathe_netshape::{
-    BitRate, Bridge, IfName, LinkKind, Mac, Nat, Netlink, Network, Outcome, Patch, PortFd, PortSpec, Prefix,
-    Proto, Publish, RatePatch, Shaping, Tap, TapError, mac_for,
+    BitRate, Bridge, HostGuard, IfName, LinkKind, Mac, Nat, Netlink, Network, Outcome, Patch, PortFd,
+    PortSpec, Prefix, Proto, Publish, RatePatch, RulesWatch, Shaping, Tap, TapError, mac_for,
 };
 
 mod common;
@@ -647,6 +647,51 @@ fn nat_is_one_table_and_leaves_others_alone() -> Tested {
         assert_eq!(nat.remove()?, Outcome::Unchanged);
         let tables = String::from_utf8_lossy(&nft(&["list", "tables"])?.stdout).into_owned();
         assert_eq!(tables.trim(), "table inet other");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_change_of_rules_is_heard_and_seen() -> Tested {
+    in_namespace(async |_nl| {
+        let nft = |arguments: &[&str]| Command::new("/usr/sbin/nft").args(arguments).output();
+        if nft(&["--version"]).is_err() {
+            println!("skipped: no nft");
+            return Ok(());
+        }
+        let (nat, bridge, prefix): (_, IfName, Prefix) = (Nat::new(), bridge()?, "10.77.0.1/16".parse()?);
+        assert_eq!(nat.rules()?, None);
+        let ours = || {
+            nat.ensure(&bridge, &[prefix])?;
+            HostGuard::new().ensure(&bridge, &[])?;
+            nat.rules()
+        };
+        let rules = ours()?;
+        assert!(rules.as_ref().is_some_and(|rules| rules.contains("masquerade") && rules.contains("drop")));
+        let watch = RulesWatch::new()?;
+        let silent =
+            async || tokio::time::timeout(Duration::from_millis(300), watch.changed()).await.is_err();
+        assert!(silent().await, "what was before is not told");
+        nat.publish(&Publish {
+            proto: Proto::Tcp,
+            host_port: 1,
+            addr: Ipv4Addr::new(10, 77, 0, 5),
+            port: 1,
+        })?;
+        assert_eq!(nat.rules()?, rules, "published ports are no rules");
+        tokio::time::timeout(Duration::from_secs(10), watch.changed()).await??;
+        while !silent().await {}
+        for change in [
+            &["flush", "ruleset"][..],
+            &["flush", "chain", "inet", "lathe", "input"],
+            &["delete", "table", "inet", "lathe"],
+            &["insert", "rule", "inet", "lathe", "input", "accept"],
+        ] {
+            assert!(nft(change)?.status.success(), "{change:?}");
+            tokio::time::timeout(Duration::from_secs(10), watch.changed()).await??;
+            assert_ne!(nat.rules()?, rules, "{change:?}");
+            assert_eq!(ours()?, rules, "{change:?}");
+        }
         Ok(())
     })
 }

@@ -92,6 +92,12 @@ pub(super) async fn start_with(
     tokio::spawn(uplink::run(Arc::clone(&core)));
     tokio::spawn(foresee::run(Arc::clone(&core)));
     tokio::spawn(relief::run(Arc::clone(&core)));
+    let network = Arc::clone(&core);
+    tokio::spawn(async move {
+        if let Some(ports) = &network.ports {
+            ports.keep().await;
+        }
+    });
     Ok(core)
 }
 

@@ -111,6 +111,10 @@ impl FakePorts {
 }
 
 impl Ports for FakePorts {
+    fn keep(&self) -> Pending<'_, ()> {
+        Box::pin(async {})
+    }
+
     fn prepare(&self) -> Pending<'_, Result<(), Problem>> {
         Box::pin(async { Ok(()) })
     }

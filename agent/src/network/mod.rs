@@ -94,6 +94,8 @@ fn boxed<'a, T: 'a>(
 pub trait Ports: Send + Sync {
     /// Makes the bridge and its NAT as configured.
     fn prepare(&self) -> Pending<'_, Result<(), Problem>>;
+    /// Puts back what others take away of that, as long as it is polled.
+    fn keep(&self) -> Pending<'_, ()>;
     /// Makes the port, or finds it, for a machine that has this MAC and these addresses (`10.77.0.5/16`); its queue, unless a running
     /// monitor holds it.
     fn ensure<'a>(

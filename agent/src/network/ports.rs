@@ -1,11 +1,13 @@
 //! [`Ports`] over `lathe-netshape`.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use lathe_netshape::{
     AntiSpoof, BitRate, Bridge, Direction, HostGuard, IfName, LinkKind, Mac, Nat, NatError, Netlink, Network,
-    Patch, PortFd, PortSpec, Prefix, RatePatch, Shaping, ShapingState,
+    Patch, PortFd, PortSpec, Prefix, RatePatch, RulesWatch, Shaping, ShapingState,
 };
+use tokio::sync::Mutex;
 
 use super::{NetworkConfig, PortBytes, PortLimited, PortQueue, PortQueues, PortState, Ports, boxed};
 use crate::launcher::Pending;
@@ -16,7 +18,16 @@ pub struct KernelPorts {
     netlink: Netlink,
     bridge: IfName,
     config: NetworkConfig,
+    /// What our table was when we had set it up. Whoever changes or looks at it has this locked.
+    rules: Mutex<Option<String>>,
 }
+
+/// What fails when rules cannot be read.
+const LIST: &str = "cannot read the rules of the machines' network";
+/// After a change of rules is heard of, until ours are looked at.
+const RULES_SETTLE: Duration = Duration::from_millis(200);
+/// After ours were put back, until they are looked at again.
+const RULES_REST: Duration = Duration::from_secs(5);
 
 fn failed(what: String) -> impl FnOnce(lathe_netshape::Error) -> Problem {
     move |cause| Problem::internal(what, cause)
@@ -36,7 +47,7 @@ impl KernelPorts {
         let (netlink, connection) =
             Netlink::connect().map_err(failed("cannot reach rtnetlink".to_owned()))?;
         tokio::spawn(connection);
-        Ok(Self { netlink, bridge, config })
+        Ok(Self { netlink, bridge, config, rules: Mutex::default() })
     }
 
     /// Nobody else's addresses come from this tap, if it is configured so.
@@ -54,17 +65,78 @@ impl KernelPorts {
     }
 
     async fn make_bridge(&self) -> Result<(), Problem> {
-        let prefixes: Vec<_> = [Some(self.config.ipv4), self.config.ipv6].into_iter().flatten().collect();
+        let prefixes = self.prefixes();
         let made = Bridge::ensure(&self.netlink, &self.bridge, &prefixes, None).await;
         made.map_err(failed(format!("cannot make bridge {}", self.bridge)))?;
-        let (bridge, config) = (self.bridge.clone(), self.config.clone());
+        let mut rules = self.rules.lock().await;
+        *rules = self.set_rules().await?;
+        Ok(())
+    }
+
+    fn prefixes(&self) -> Vec<Prefix> {
+        [Some(self.config.ipv4), self.config.ipv6].into_iter().flatten().collect()
+    }
+
+    /// Sets the rules of our table; what it is then, `None` where nothing is configured that needs one.
+    async fn set_rules(&self) -> Result<Option<String>, Problem> {
+        let (bridge, prefixes, config) = (self.bridge.clone(), self.prefixes(), self.config.clone());
         let rules = tokio::task::spawn_blocking(move || {
+            let nat = Nat::new();
             if config.nat {
-                Nat::new().ensure(&bridge, &prefixes).map_err(no_rules("cannot set up NAT"))?;
+                nat.ensure(&bridge, &prefixes).map_err(no_rules("cannot set up NAT"))?;
             }
-            guard_host(&bridge, &config)
+            guard_host(&bridge, &config)?;
+            if config.nat || config.guard_host { nat.rules().map_err(no_rules(LIST)) } else { Ok(None) }
         });
         rules.await.map_err(|cause| Problem::internal("cannot set up the machines' network", cause))?
+    }
+
+    /// Puts our rules back if they are no longer what they were; answers whether it had to.
+    async fn mend_rules(&self) -> Result<bool, Problem> {
+        let mut rules = self.rules.lock().await;
+        let shown = tokio::task::spawn_blocking(|| Nat::new().rules().map_err(no_rules(LIST))).await;
+        if shown.map_err(|cause| Problem::internal(LIST, cause))?? == *rules {
+            return Ok(false);
+        }
+        *rules = self.set_rules().await?;
+        Ok(true)
+    }
+
+    /// Looks at our rules whenever somebody has changed some.
+    async fn keep_rules(&self) {
+        if !self.config.nat && !self.config.guard_host {
+            return;
+        }
+        let watch = match RulesWatch::new() {
+            Ok(watch) => watch,
+            Err(cause) => {
+                return tracing::warn!(%cause, "rules that others take away from the nftables table inet lathe are not noticed");
+            }
+        };
+        let mut trouble = String::new();
+        loop {
+            if let Err(cause) = watch.changed().await {
+                tracing::warn!(%cause, "cannot hear of changes of nftables; it is looked anyway");
+            }
+            // Who loads a ruleset changes much at once.
+            tokio::time::sleep(RULES_SETTLE).await;
+            let mended = self.mend_rules().await;
+            if let Ok(true) = mended {
+                tracing::warn!(
+                    "somebody has changed the nftables table inet lathe, or removed it; its rules are back"
+                );
+            }
+            let said = mended.as_ref().err().map(|problem| problem.to_string()).unwrap_or_default();
+            // Said when it changes.
+            if !said.is_empty() && said != trouble {
+                tracing::error!("the rules of the machines' network are not as they should be: {said}");
+            }
+            trouble = said;
+            if !matches!(mended, Ok(false)) {
+                // Nobody fights over it more often than so.
+                tokio::time::sleep(RULES_REST).await;
+            }
+        }
     }
 }
 
@@ -105,6 +177,10 @@ fn port_state(state: &ShapingState) -> PortState {
 impl Ports for KernelPorts {
     fn prepare(&self) -> Pending<'_, Result<(), Problem>> {
         boxed(self.make_bridge())
+    }
+
+    fn keep(&self) -> Pending<'_, ()> {
+        Box::pin(self.keep_rules())
     }
 
     fn ensure<'a>(

@@ -219,6 +219,15 @@ fn a_guest_reaches_no_service_of_the_host(hosts: &Hosts) {
     assert!(reached(gateway, 5340), "without a guard all is reached");
     host.run(&format!("rm {OPEN} && systemctl restart lathed")).expect_ok();
     assert!(!reached(gateway, 5340), "it is guarded again");
+    // Who loads a firewall takes the tables of others away first.
+    let rules = "nft --stateless --terse list table inet lathe";
+    let before = host.run(rules).expect_ok().stdout();
+    for change in ["nft flush ruleset", "nft insert rule inet lathe input accept"] {
+        host.run(change).expect_ok();
+        let back = format!("test \"$({rules} 2>&1)\" = '{before}'");
+        host.wait_until("the rules are back", Duration::from_secs(20), &back);
+    }
+    assert!(!reached(gateway, 5340), "and it is still guarded");
     // What is no service is told before lathed is started anew.
     host.run(&format!("echo '[network]\nhost_services = [\"53\"]' >{OPEN}")).expect_ok();
     host.run("lathed --check").expect_failure().expect_err("\"53\" is no service");

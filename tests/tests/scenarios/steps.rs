@@ -43,7 +43,7 @@ fn a_thousand_random_changes(hosts: &Hosts) {
     make(&host, "steps", "--cpu 1..1.5 --memory 256M..1G --net none");
     let boot = boot_id(&host, "steps");
     let begun = Instant::now();
-    let (mut partial, mut most_over) = (0, i64::MIN);
+    let (mut partial, mut made_up, mut most_over) = (0, 0, i64::MIN);
     for step in 1..=steps {
         // With less, an emulated guest takes minutes to fill or free that memory.
         let cpu = [0.2, 0.4, 0.75, 1.0, 1.2, 1.5][dice.below(6) as usize];
@@ -75,7 +75,17 @@ fn a_thousand_random_changes(hosts: &Hosts) {
         most_over = most_over.max(charge.cast_signed() - actual.cast_signed());
         assert!(granted >= actual, "step {step}: the books hold less than the guest: {shown}");
         assert!(charge <= actual + OVERHEAD, "step {step}: {charge} bytes are charged: {shown}");
-        assert!(outcome == "partial" || actual == memory * MIB, "step {step}: {shown}");
+        // What a guest could not unplug in time its balloon holds. It goes on trying, and each block that goes at last is made up for from the
+        // balloon: for that moment it has less, and never more.
+        assert!(outcome == "partial" || actual <= memory * MIB, "step {step}: {shown}");
+        if outcome != "partial" && actual < memory * MIB {
+            made_up += 1;
+            let exact = |_| {
+                std::thread::sleep(Duration::from_millis(500));
+                show(&host, "steps")["memory"]["actual"].as_u64() == Some(memory * MIB)
+            };
+            assert!((0..20).any(exact), "step {step}: {}", show(&host, "steps"));
+        }
     }
     host.run_within(Duration::from_secs(120), "lathe resize steps --cpu 1 --memory 256M --deadline 100s")
         .expect_ok();
@@ -83,7 +93,7 @@ fn a_thousand_random_changes(hosts: &Hosts) {
     assert!(boot_id(&host, "steps") == boot, "the guest has booted anew");
     let per_step = begun.elapsed().as_secs_f64() / steps as f64;
     hosts.note(&format!(
-        "{per_step:.2} s a step, {partial} ended partial; at most {:.1} MiB were charged beyond the guest's memory",
+        "{per_step:.2} s a step, {partial} ended partial, {made_up} were seen while a late block was made up for; at most {:.1} MiB were charged beyond the guest's memory",
         most_over as f64 / MIB as f64
     ));
     away(&host, &["steps"]);
