@@ -16,6 +16,7 @@
 //! - [`network`]: addresses, bridge, taps, rates of machines
 //! - [`peer`]: other hosts: membership, gossip, the peer API
 //! - [`problem`]: errors, from where they happen to the terminal
+//! - [`sculptor`]: what shape machines are to have
 //! - [`store`]: SQLite: every promise, durable
 
 pub mod api;
@@ -34,4 +35,5 @@ pub mod nearest;
 pub mod network;
 pub mod peer;
 pub mod problem;
+pub mod sculptor;
 pub mod store;
