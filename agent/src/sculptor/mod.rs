@@ -18,12 +18,13 @@
 //! **What an amount costs** is one number in the unit of the resource, the mean of a time ahead: what is expected to be unserved, weighed by
 //! tier; what is expected to be idle, times its price; and the change, spread over that time.
 //!
-//! **It grows at once**: a demand that reaches the grant is covered in this turn, as far as jumps of the last day went. No forecast is needed for
-//! that, and none prevents it. Ahead of need it grows where the outlook is trusted and growing later costs more.
+//! **It grows at once** when a demand is well beyond the grant: it is covered in this turn, and as far as such jumps of the last day went where
+//! that is cheaper than growing again. A small lack waits until it has cost as much as a change. No forecast is needed for that, and none
+//! prevents it. Ahead of need it grows where the outlook is trusted and growing later costs more.
 //!
 //! **It shrinks with patience**: what has not been needed for a while will not be for as long again, so that an amount is given up once keeping
-//! it for that while would have cost more than the change. Much that is idle goes soon, little goes late. The more changes there were in the last
-//! day the dearer they become, and what goes down must be able to come up again: the last changes of a day are kept for growing.
+//! it for that while would have cost more than the change. Much that is idle goes soon, little goes late. What is often risen above is dearer,
+//! as it would grow again. Changes become dearer while there are many of them, and the last of a day are kept for growing.
 //!
 //! Pure: no clock, no I/O; equal input gives equal output. It changes nothing itself, and believes what it is told is granted: whoever carries
 //! decisions out may fail, or only observe.
@@ -51,7 +52,7 @@ pub const RESOURCES: usize = Resource::ALL.len();
 /// One resource of a machine now, in its unit: milliCPU, bytes, bit/s, operations per second.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sight {
-    /// What it has.
+    /// What it has; beyond [`outlook::MAX_AMOUNT`] it has no limit, and is left alone.
     pub granted: u64,
     /// Never less.
     pub min: u64,
@@ -62,6 +63,8 @@ pub struct Sight {
     /// What was wanted since the last look: the mean of these seconds; of memory the largest. May be more than was granted, where that can be
     /// seen.
     pub demand: u64,
+    /// What is wanted beyond the grant cannot be seen, so that a demand of all that was granted may be any.
+    pub hidden: bool,
     /// The largest of the last ten seconds or so. It keeps a grant from being made smaller than that, and makes none larger by itself.
     pub recent: u64,
     /// What it cannot do without, whatever it was seen to want: of memory the working set and some room. 0 where there is no such thing.

@@ -68,16 +68,15 @@ impl Outlook {
 
     /// How much more than `amount` is wanted in the mean of its steps: the area of the distribution beyond it.
     pub fn unserved(&self, amount: u64) -> u64 {
-        let sum: u64 = self.steps.iter().map(|row| beyond(row, amount)).sum();
+        let sum: u64 = self.steps.iter().map(|row| beyond(row, amount).min(MAX_AMOUNT)).sum();
         sum.div_ceil((self.steps.len() as u64).max(1))
     }
 
     /// How much of `amount` is idle in the mean of its steps.
     pub fn idle(&self, amount: u64) -> u64 {
         let mean = |row: &[u64; LEVELS.len()]| beyond(row, 0);
-        let sum: u64 =
-            self.steps.iter().map(|row| (amount + beyond(row, amount)).saturating_sub(mean(row))).sum();
-        sum / (self.steps.len() as u64).max(1)
+        let idle = |row| amount.saturating_add(beyond(row, amount)).saturating_sub(mean(row)).min(MAX_AMOUNT);
+        self.steps.iter().map(idle).sum::<u64>() / (self.steps.len() as u64).max(1)
     }
 
     /// How probable it is that more than `amount` is wanted in the step where that is most probable, thousandths.

@@ -35,19 +35,20 @@ pub struct Settings {
     pub reaction_msec: u64,
     /// Above the demand that a grant is to cover, thousandths of it. Memory has more: what is short there is swapped or kills.
     pub headroom_permille: [Knob; Resource::ALL.len()],
-    /// A demand of this much of the grant, thousandths, has reached it. A quota is used up to the last percent before it holds anybody back;
-    /// a guest begins to swap before its memory is full.
+    /// A demand of this much of the grant has reached it, thousandths, where more cannot be seen, and of memory: a quota is used up to the last
+    /// percent before it holds anybody back, a guest begins to swap before its memory is full.
     pub reached_permille: [u64; Resource::ALL.len()],
-    /// Least growth of a grant that was reached, thousandths of it: how much more is wanted cannot always be seen.
-    pub jump_permille: u64,
-    /// What one change costs: as much as if all that the machine has needed in the last day were kept idle for so long, milliseconds.
+    /// A demand beyond this much of the grant has reached it at once, thousandths. Less waits until it has cost as much as a change, which is
+    /// longer the fewer changes a day may have.
+    pub beyond_permille: Knob,
+    /// Least growth where it cannot be seen how much is wanted, thousandths of the grant; the second time at once, and after that.
+    pub hidden_permille: [u64; 2],
+    /// What one change costs: as much as if what the machine usually needs were kept idle for so long, milliseconds.
     pub change_msec: Knob,
     /// Shortest past that is taken for what will be, milliseconds. Nothing shrinks before.
     pub patience_msec: Knob,
-    /// How far ahead the size of a growth looks, milliseconds.
-    pub ahead_msec: u64,
-    /// Changes of one resource of a machine in a day up to which it is made smaller, or larger ahead of need. What is needed at once is not
-    /// bound by it.
+    /// Changes of one resource of a machine in a day. Three quarters of them may be used to make it smaller, or larger ahead of need; after the
+    /// last but one a growth goes as far as the day's largest demand. What is needed at once is not bound by it.
     pub changes_a_day: Knob,
     /// What one unit that is wanted and not there costs beside one that is there and idle, by tier: harvest, standard, guaranteed.
     pub unserved: [u64; 3],
@@ -63,18 +64,18 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        let rate = Knob { careful: 300, middle: 100, tight: 50 };
+        let rate = Knob { careful: 300, middle: 50, tight: 20 };
         let memory = Knob { careful: 300, middle: 200, tight: 100 };
         Self {
             reaction_msec: 10_000,
             headroom_permille: [rate, memory, rate, rate],
             reached_permille: [980, 930, 980, 980],
-            jump_permille: 1250,
-            change_msec: Knob { careful: 7_200_000, middle: 1_800_000, tight: 60_000 },
+            beyond_permille: Knob { careful: 1050, middle: 1200, tight: 1050 },
+            hidden_permille: [1500, 2000],
+            change_msec: Knob { careful: 3_600_000, middle: 600_000, tight: 60_000 },
             patience_msec: Knob { careful: 3_600_000, middle: 600_000, tight: 60_000 },
-            ahead_msec: 3_600_000,
             changes_a_day: Knob { careful: 4, middle: 12, tight: 288 },
-            unserved: [20, 100, 400],
+            unserved: [10, 50, 200],
             least_permille: 50,
             trusted_permille: 300,
             held_permille: 850,

@@ -63,8 +63,9 @@ pub(super) fn share(asks: &mut [Ask], free: u64, missing: u64) {
         }
         for (at, ask) in asks.iter_mut().enumerate().filter(|(_, ask)| ask.tier == tier) {
             if ask.growth() > 0 {
-                let grown = (first[at] + second[at]) / ask.step * ask.step;
-                ask.weighing.amount = ask.weighing.granted + grown;
+                // Not beyond what it asked for, which is a multiple.
+                let grown = ask.weighing.granted + first[at] + second[at];
+                ask.weighing.amount = (grown / ask.step * ask.step).max(ask.weighing.granted);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::outlook::MAX_AMOUNT;
 use super::past::{DAY_MSEC, Past};
 use super::share::{self, Ask};
 use super::weigh::{Case, weigh};
@@ -10,6 +11,10 @@ use crate::foresight::Resource;
 
 /// Changes that are remembered of one resource: more than any setting allows in a day.
 const MOST_CHANGES: usize = 512;
+/// How often the price of changes is looked at.
+const DEARER_EVERY_MSEC: u64 = 3_600_000;
+/// No dearer than this, thousandths of what they cost at first.
+const MOST_DEARER_PERMILLE: u64 = 32_000;
 /// Longest time between two turns: a clock that jumps ahead passes no more.
 const MAX_TURN_MSEC: u64 = 3_600_000;
 
@@ -25,13 +30,25 @@ struct Track {
     pending: Option<(u64, Cause)>,
     /// When it last grew because it was reached.
     grown_msec: Option<u64>,
+    /// How much dearer changes are than at first, thousandths, and when that was last looked at.
+    dearer_permille: u64,
+    dearer_msec: u64,
     weighing: Option<Weighing>,
 }
 
 impl Track {
-    fn new(granted: u64) -> Self {
-        let (past, changes) = (Past::new(), VecDeque::new());
-        Self { past, changes, granted, pending: None, grown_msec: None, weighing: None }
+    fn new(resource: Resource, granted: u64, dearer_msec: u64) -> Self {
+        let (past, changes) = (Past::new(resource.forecast_of()), VecDeque::new());
+        Self {
+            past,
+            changes,
+            granted,
+            pending: None,
+            grown_msec: None,
+            dearer_permille: 1000,
+            dearer_msec,
+            weighing: None,
+        }
     }
 
     /// What has become of the last decision, and what is wanted now.
@@ -39,6 +56,7 @@ impl Track {
         let grew = sight.granted > self.granted;
         if sight.granted != self.granted {
             self.granted = sight.granted;
+            self.past.settle();
             // Whatever changed it: towards what was decided, it was that.
             if let Some((to, cause)) = self.pending.take()
                 && (to == sight.granted || (grew == (to > sight.granted)))
@@ -54,7 +72,25 @@ impl Track {
         {
             self.changes.pop_front();
         }
-        self.past.take(now_msec, sight.demand.min(super::outlook::MAX_AMOUNT));
+        self.past.take(now_msec, sight.demand, sight.granted);
+    }
+}
+
+impl Track {
+    /// Changes become dearer while there are many, until those that are made are worth it and last for the day.
+    fn price(&mut self, now_msec: u64, budget: u64) {
+        while now_msec.saturating_sub(self.dearer_msec) >= DEARER_EVERY_MSEC {
+            self.dearer_msec += DEARER_EVERY_MSEC;
+            let changes = self.changes.len() as u64;
+            let by = if changes * 6 > budget * 5 {
+                1100
+            } else if changes * 3 < budget * 2 {
+                950
+            } else {
+                1000
+            };
+            self.dearer_permille = (self.dearer_permille * by / 1000).clamp(1000, MOST_DEARER_PERMILLE);
+        }
     }
 }
 
@@ -128,9 +164,15 @@ impl Sculptor {
         known.seen_msec = now_msec;
         for resource in Resource::ALL {
             let Some(sight) = &machine.sights[resource as usize] else { continue };
+            // Without a limit there is nothing to shape.
+            if sight.granted > MAX_AMOUNT {
+                continue;
+            }
             let track = &mut known.tracks[resource as usize];
-            let track = track.get_or_insert_with(|| Box::new(Track::new(sight.granted)));
+            let track = track.get_or_insert_with(|| Box::new(Track::new(resource, sight.granted, now_msec)));
             track.see(now_msec, sight);
+            let budget = self.settings.changes_a_day.at(machine.aggressiveness_permille);
+            track.price(now_msec, budget);
             let just = 2 * self.settings.reaction_msec;
             let case = Case {
                 settings: &self.settings,
@@ -140,7 +182,8 @@ impl Sculptor {
                 past: &track.past,
                 price_permille: host.price_permille[resource as usize],
                 changes: track.changes.len() as u64,
-                blind: track.grown_msec.is_some_and(|grown| now_msec - grown <= just),
+                again: track.grown_msec.is_some_and(|grown| now_msec - grown <= just),
+                dearer_permille: track.dearer_permille,
                 now_msec,
             };
             asks[resource as usize].push(share::ask(at, machine, sight, weigh(&case)));

@@ -5,8 +5,13 @@ use super::past::{DAY_MSEC, Past};
 use super::{Cause, Machine, Settings, Sight, Weighed, Weighing, Why};
 use crate::foresight::Resource;
 
-/// Most growths that are looked at, of those that the past suggests.
-const MOST_JUMPS: usize = 8;
+/// Times ahead for which a growth is weighed, milliseconds.
+const AHEAD_MSEC: [u64; 5] = [1_800_000, 3_600_000, 7_200_000, 14_400_000, 28_800_000];
+
+/// What it is weighed to grow to, thousandths of what just covers its demand, beside what the past suggests.
+const GROW_PERMILLE: [u64; 4] = [1000, 1250, 1600, 2000];
+/// What it is weighed to shrink to, thousandths of what would have covered all of the time looked at.
+const SHRINK_PERMILLE: [u64; 7] = [600, 750, 850, 950, 1000, 1150, 1350];
 
 /// `amount × by ÷ parts` rounded up, cut at what an amount may be; 0 parts count as 1.
 pub(super) fn scaled(amount: u64, by: u64, parts: u64) -> u64 {
@@ -48,8 +53,10 @@ pub(super) struct Case<'a> {
     pub(super) price_permille: u64,
     /// Changes of the last day.
     pub(super) changes: u64,
-    /// Grew and was reached again at once: what it wants cannot be seen.
-    pub(super) blind: bool,
+    /// It has grown a moment ago because it was reached.
+    pub(super) again: bool,
+    /// How much dearer changes are than at first, thousandths.
+    pub(super) dearer_permille: u64,
     pub(super) now_msec: u64,
 }
 
@@ -73,6 +80,23 @@ impl Case<'_> {
         enough && self.sight.outlook.as_ref().is_some_and(confident)
     }
 
+    /// Whether demand has reached the grant.
+    fn reached(&self) -> bool {
+        let Sight { granted, demand, hidden, .. } = *self.sight;
+        let beyond = demand >= scaled(granted, self.knob(self.settings.beyond_permille), 1000);
+        let full = demand >= scaled(granted, self.settings.reached_permille[self.resource as usize], 1000);
+        let full = full && (hidden || self.resource == Resource::Memory);
+        // What it has cost so far is more than the change that would have spared it.
+        let weight = u128::from(self.settings.unserved_of(self.machine.tier));
+        let dear = self.past.debt().saturating_mul(weight) >= u128::from(self.change(1000)) * 1000;
+        demand > 0 && (beyond || full || (demand > granted && dear))
+    }
+
+    /// Whether there are changes left that need not be kept for growing.
+    fn may_spend(&self) -> bool {
+        self.changes.saturating_mul(4) < self.budget().saturating_mul(3)
+    }
+
     fn budget(&self) -> u64 {
         self.knob(self.settings.changes_a_day)
     }
@@ -80,8 +104,13 @@ impl Case<'_> {
     /// What a change costs when spread over a time: the more of the day's changes are used up, the more.
     fn change(&self, look_msec: u64) -> u64 {
         let left = self.budget().saturating_sub(self.changes).max(1);
-        let dearer = scaled(1000, self.budget().max(1), left);
-        let scale = self.past.top(DAY_MSEC).max(Bounds::of(self.sight).lower).max(self.sight.step);
+        let dearer = scaled(self.dearer_permille, self.budget().max(1), left);
+        let scale = self
+            .past
+            .usual()
+            .max(self.sight.demand.min(MAX_AMOUNT))
+            .max(Bounds::of(self.sight).lower)
+            .max(self.sight.step);
         scaled(scaled(scale, self.knob(self.settings.change_msec), look_msec), dearer, 1000)
     }
 
@@ -107,9 +136,7 @@ pub(super) fn weigh(case: &Case<'_>) -> Weighing {
     let bounds = Bounds::of(sight);
     let demand = sight.demand.min(MAX_AMOUNT);
     let wanted = sight.wanted.map_or(0, |wanted| bounds.fit(wanted));
-    let reached = case.settings.reached_permille[case.resource as usize];
-    let reached =
-        demand >= scaled(sight.granted, reached, 1000) && demand > 0 && sight.granted < bounds.upper;
+    let reached = case.reached() && sight.granted < bounds.upper;
     let covers = bounds.fit(case.with_headroom(demand));
     let need = covers.max(wanted);
     let trusted = case.trusted();
@@ -148,31 +175,48 @@ fn choose(weighing: &mut Weighing) {
 
 /// Demand has reached the grant: how far does it go?
 fn grow(case: &Case<'_>, bounds: &Bounds, need: u64, weighing: &mut Weighing) {
-    let look = case.settings.ahead_msec.max(1);
-    let jump = if case.blind { 2000 } else { case.settings.jump_permille };
-    let least = bounds.fit(need.max(scaled(case.sight.granted, jump, 1000)));
-    let jumps = case.past.jumps(case.sight.granted, look);
-    let mut amounts = vec![least];
-    let spread = jumps.len().div_ceil(MOST_JUMPS).max(1);
-    amounts.extend(jumps.iter().rev().step_by(spread).map(|peak| bounds.fit(case.with_headroom(*peak))));
-    if weighing.trusted
-        && let Some(outlook) = &case.sight.outlook
-    {
-        amounts.push(bounds.fit(outlook.peak()));
-    }
-    amounts.retain(|amount| *amount >= least);
-    amounts.sort_unstable();
-    amounts.dedup();
+    let sight = case.sight;
+    let [first, then] = case.settings.hidden_permille;
+    let least = match (sight.hidden, case.again) {
+        (false, _) => need.max(sight.granted.saturating_add(1)),
+        (true, false) => need.max(scaled(sight.granted, first, 1000)),
+        (true, true) => need.max(scaled(sight.granted, then, 1000)),
+    };
+    // The last but one change of the day is to be the last.
+    let last = case.changes + 2 >= case.budget();
+    let day = if last { case.with_headroom(case.past.top(DAY_MSEC)) } else { 0 };
+    let least = bounds.fit(least.max(day));
     weighing.cause = Cause::Reached;
-    for amount in amounts {
-        // Where nothing is known of such jumps, one that goes further counts half.
-        let further = jumps.len() - jumps.partition_point(|peak| *peak <= amount);
-        let chance = scaled(1000, 2 * further as u64 + 1, 2 * jumps.len() as u64 + 2);
-        let beyond: u64 = jumps.iter().map(|peak| peak.saturating_sub(amount)).max().unwrap_or(0);
-        let unserved = scaled(case.unserved(beyond, look), chance, 1000);
-        let slack = case.slack(amount.saturating_sub(case.sight.demand));
-        let change = scaled(case.change(look), 1000 + chance, 1000);
-        weighing.options.push(weighed(amount, look, unserved, slack, change));
+    for look in AHEAD_MSEC {
+        let jumps = case.past.jumps(sight.granted, look);
+        let count = jumps.len() as u64;
+        let mean = jumps.iter().map(|jump| jump.mean).sum::<u64>().checked_div(count).unwrap_or(sight.demand);
+        let peak = |part: usize| jumps.get((jumps.len() * part / 4).min(jumps.len().saturating_sub(1)));
+        let further = GROW_PERMILLE.map(|part| bounds.fit(scaled(least, part, 1000)));
+        let peaks = [1, 2, 3, 4].into_iter().filter_map(peak);
+        let peaks = peaks.map(|jump| bounds.fit(case.with_headroom(jump.peak)).max(least));
+        let mut amounts: Vec<u64> = further.into_iter().chain(peaks).collect();
+        amounts.sort_unstable();
+        amounts.dedup();
+        for amount in amounts {
+            // Where nothing is known of such jumps, twice as much is wanted half as often; each that is known counts as much as that.
+            let further = jumps.len() - jumps.partition_point(|jump| jump.peak <= amount);
+            let unknown = scaled(1000, least, amount);
+            let chance = (1000 * further as u64 + unknown) / (count + 1);
+            let beyond = jumps.last().map_or(0, |jump| jump.peak.saturating_sub(amount));
+            let unserved = scaled(case.unserved(beyond, look), chance, 1000);
+            let change = scaled(case.change(look), 1000 + chance, 1000);
+            weighing.options.push(weighed(
+                amount,
+                look,
+                unserved,
+                case.slack(amount.saturating_sub(mean)),
+                change,
+            ));
+        }
+        if jumps.is_empty() {
+            break;
+        }
     }
     choose(weighing);
 }
@@ -196,22 +240,23 @@ fn stay_or_change(case: &Case<'_>, bounds: &Bounds, wanted: u64, weighing: &mut 
         case.slack(granted.saturating_sub(case.sight.demand)),
         0,
     ));
+    // Not below what is wanted now, was a moment ago, or is expected.
+    let least = weighing.need.max(wanted).max(case.sight.recent.min(MAX_AMOUNT));
+    let least = least.max(outlook.map_or(0, super::Outlook::peak));
     let mut look = patience;
     loop {
-        let top = case.past.top(look).max(case.sight.recent.min(MAX_AMOUNT));
-        let expected = outlook.map_or(0, super::Outlook::peak);
-        let amount = bounds.fit(case.with_headroom(top).max(expected).max(wanted));
-        if known < look || amount >= granted {
+        let top = case.with_headroom(case.past.top(look));
+        let amounts = SHRINK_PERMILLE.map(|part| bounds.fit(scaled(top, part, 1000).max(least)));
+        if known < look || amounts[0] >= granted {
             break;
         }
-        let slack = case.slack(amount.saturating_sub(case.sight.demand));
-        let mut option = weighed(amount, look, 0, slack, case.change(look));
-        if granted - amount < scaled(granted, case.settings.least_permille, 1000) {
-            option.rejected = Some(Why::Small);
-        } else if case.changes + 2 > case.budget() {
-            option.rejected = Some(Why::Changes);
+        let mut before = 0;
+        for amount in amounts {
+            if amount < granted && amount != before {
+                weighing.options.push(shrunk(case, granted, amount, look));
+            }
+            before = amount;
         }
-        weighing.options.push(option);
         if look >= DAY_MSEC {
             break;
         }
@@ -219,6 +264,21 @@ fn stay_or_change(case: &Case<'_>, bounds: &Bounds, wanted: u64, weighing: &mut 
     }
     choose(weighing);
     weighing.cause = Cause::Idle;
+}
+
+/// What it costs to have less.
+fn shrunk(case: &Case<'_>, granted: u64, amount: u64, look: u64) -> Weighed {
+    // Each time that demand rises above it, it grows and shrinks again.
+    let again = 2 * case.past.rises_permille(amount, look);
+    let slack = case.slack(amount.saturating_sub(case.sight.demand));
+    let unserved = scaled(case.past.beyond(look, amount), case.settings.unserved_of(case.machine.tier), 1);
+    let mut option = weighed(amount, look, unserved, slack, scaled(case.change(look), 1000 + again, 1000));
+    if granted - amount < scaled(granted, case.settings.least_permille, 1000) {
+        option.rejected = Some(Why::Small);
+    } else if !case.may_spend() {
+        option.rejected = Some(Why::Changes);
+    }
+    option
 }
 
 /// Is it cheaper to grow now than when it is reached?
@@ -246,7 +306,7 @@ fn ahead(case: &Case<'_>, bounds: &Bounds, weighing: &mut Weighing) {
             continue;
         }
         let mut option = of(amount, change);
-        if case.changes + 2 > case.budget() {
+        if !case.may_spend() {
             option.rejected = Some(Why::Changes);
         }
         weighing.options.push(option);
