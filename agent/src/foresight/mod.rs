@@ -11,12 +11,16 @@
 //! | [`ring`] | the past in three resolutions |
 //! | [`forecaster`] | the forecast of one resource, and how it held |
 //! | [`profile`] | all of that of one machine |
+//! | [`inside`] | what a guest says of itself and wants, made fit to be used |
+//! | [`by_hand`] | what people say: a blueprint, events |
 //! | [`kept`] | the same as bytes, for the store |
 //!
 //! Pure: times and readings come in. It decides nothing about machines; whoever does (`machines::foresee`) finds here what they need.
 
+pub mod by_hand;
 pub mod demand;
 pub mod forecaster;
+pub mod inside;
 pub mod kept;
 pub mod profile;
 pub mod ring;

@@ -5,6 +5,7 @@
 //!
 //! - [`serve`]: vsock, sessions, requests; [`connection`] frames, [`failure`] errors
 //! - [`exec`]: commands with streams or a terminal; [`children`] who waits for processes
+//! - [`inside`]: what goes on inside, told to the host, and what applications want of it
 //! - [`network`], [`resources`], [`usage`], [`shutdown`]: what requests do; [`hotplug`]: what the kernel's events do
 //! - [`init`]: PID 1 and modules
 //! - [`tools`]: `spin`, `bursts`, `iops`, `blast`, `sink`, `cat`, …
@@ -16,6 +17,7 @@ mod exec;
 mod failure;
 mod hotplug;
 mod init;
+mod inside;
 mod network;
 mod resources;
 mod serve;
@@ -29,6 +31,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: lathe-guest serve           answer the host over vsock
+       lathe-guest want CHANGE...  ask the host for more, for a time; see lathe-guest want --help
        lathe-guest TOOL [ARG]...   one of: ";
 
 fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
             println!("lathe-guest {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
+        "want" => finish(name, inside::ask::run(words)),
         "modprobe" => modprobe(words),
         _ => {
             if let Some((_, signal)) = init::SIGNALS.iter().find(|(command, _)| *command == name) {

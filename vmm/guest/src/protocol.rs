@@ -7,6 +7,8 @@
 //! A frame is `kind: u8, length: u32 little endian, payload`. Payloads are at most [`MAX_FRAME_BYTES`] long. Either side
 //! closes the connection when the other breaks a rule. The host treats everything from the guest as hostile.
 
+pub mod inside;
+
 use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
@@ -14,8 +16,8 @@ use serde::{Deserialize, Serialize};
 /// vsock port that the guest agent listens on.
 pub const PORT: u32 = 1024;
 /// The protocol version that this build speaks. 2 added [`Request::Features`]; since 3 several network cards with gateways do not get into
-/// each other's way, see [`Network::interfaces`].
-pub const VERSION: u32 = 3;
+/// each other's way, see [`Network::interfaces`]; 4 added [`Request::Inside`].
+pub const VERSION: u32 = 4;
 /// Oldest protocol version that this build still understands.
 pub const OLDEST_VERSION: u32 = 1;
 /// Longest payload of a frame in bytes.
@@ -143,6 +145,12 @@ pub enum Request {
     Usage {},
     /// What the guest can follow of a change of shape. Since version 2.
     Features {},
+    /// What goes on inside, and what is wanted. Since version 4.
+    Inside {
+        /// What the host made of what was wanted when it asked before.
+        #[serde(default)]
+        settled: Vec<inside::Settled>,
+    },
 }
 
 /// A command to run.
@@ -233,6 +241,8 @@ pub enum Response {
     Usage(Usage),
     /// To `Features`.
     Features(Features),
+    /// To `Inside`.
+    Inside(Box<inside::Inside>),
     /// To all others that succeeded.
     Done {},
     /// The request failed and changed nothing, or as much as the message says.

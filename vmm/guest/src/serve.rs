@@ -16,7 +16,7 @@ use crate::connection::{Connection, Received};
 use crate::failure::Failure;
 use crate::hotplug::Events;
 use crate::resources::{cpus, features, memory};
-use crate::{exec, network, shutdown, sys, usage};
+use crate::{exec, inside, network, shutdown, sys, usage};
 
 /// Connections served at once.
 const MAX_SESSIONS: usize = 64;
@@ -49,6 +49,12 @@ pub fn run() -> io::Result<()> {
     if let Err(error) = followed {
         eprintln!("lathe-guest: CPUs that are plugged in stay offline until the host asks: {error}");
     }
+    let wants = || {
+        if let Err(error) = inside::wants::serve() {
+            eprintln!("lathe-guest: nothing can be wanted from inside: {error}");
+        }
+    };
+    std::thread::Builder::new().name("wants".into()).stack_size(STACK_BYTES).spawn(wants)?;
     accept_all(&listener)
 }
 
@@ -186,6 +192,7 @@ fn answer(request: Request) -> Result<Response, Failure> {
         Request::MemoryOnline {} => memory::bring_online().map(|()| Response::Done {}),
         Request::Usage {} => Ok(Response::Usage(usage::read())),
         Request::Features {} => Ok(Response::Features(features::read())),
+        Request::Inside { settled } => Ok(Response::Inside(Box::new(inside::look(&settled)))),
         Request::WindowSize { .. } | Request::Signal { .. } => {
             Err(Failure::bad_request("no command runs on this connection".into()))
         }
@@ -252,6 +259,10 @@ mod tests {
             matches!(&responses[0], Response::Hello(hello) if hello.version == VERSION && !hello.kernel.is_empty())
         );
         assert!(matches!(&responses[1], Response::Usage(usage) if usage.memory_total_bytes > 0));
+        let responses =
+            talk(&[br#"{"inside":{}}"#, br#"{"inside":{"settled":[{"id":9,"amount":1,"words":""}]}}"#]);
+        let told = |response: &Response| matches!(response, Response::Inside(inside) if !inside.applications.is_empty());
+        assert!(responses.len() == 2 && responses.iter().all(told), "{responses:?}");
     }
 
     #[test]

@@ -138,6 +138,13 @@ pub fn join_netlink_group(socket: &OwnedFd, group: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Size of a page of memory, bytes.
+pub fn page_bytes() -> u64 {
+    // SAFETY: sysconf takes an integer and touches no memory of ours.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).unwrap_or(4096)
+}
+
 /// Keeps the allocator to one arena: every thread's own would cost memory that guests pay for.
 pub fn small_heap() {
     // SAFETY: mallopt is called before any thread exists.

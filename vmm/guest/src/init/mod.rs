@@ -1,7 +1,7 @@
 //! PID 1 of the built-in guest: filesystems, modules, loopback, then the agent's own service, until shutdown.
 //!
 //! ```text
-//! mounts ─► modules (as devices ask) ─► loopback ─► vsock service, power button, console, hotplug and late modules: a thread each
+//! mounts ─► modules (as devices ask) ─► loopback ─► vsock service, power button, wants, console, hotplug and late modules: a thread each
 //!                                                   main thread: signals ─► reap orphans │ shut down
 //! ```
 //! Whatever fails here is said on the console and not fatal: a guest with a message is better than a dead one.
@@ -24,7 +24,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use self::modules::Stage;
 use crate::hotplug::Events;
 use crate::resources::memory;
-use crate::{children, network, serve, shutdown, sys};
+use crate::{children, inside, network, serve, shutdown, sys};
 
 /// Stack of a service thread, bytes.
 const STACK_BYTES: usize = 128 * 1024;
@@ -59,6 +59,7 @@ pub fn run() -> io::Result<()> {
         Err(error) => say(&format!("the host cannot reach this guest, no vsock: {error}")),
     }
     start("power", power::watch);
+    start("wants", inside::wants::serve);
     start("hotplug", hotplug);
     say(&format!(
         "ready after {} ms, {} ms since the kernel started; mounts took {} ms, {} modules {} ms",
