@@ -174,6 +174,10 @@ pub struct DiskName(pub String, pub String);
 #[derive(Debug)]
 pub struct NicName(pub String, pub String);
 
+/// The `{name}` and `{event}` of an event's path; likewise.
+#[derive(Debug)]
+pub struct EventName(pub String, pub String);
+
 async fn path_name<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<String, Problem> {
     let path = Path::<String>::from_request_parts(parts, state).await;
     path.map(|Path(name)| name).map_err(|rejection| bad("bad-name", rejection.body_text()))
@@ -222,6 +226,15 @@ impl<S: Send + Sync> FromRequestParts<S> for NicName {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let (name, nic) = path_names(parts, state).await?;
         Ok(Self(name, nic))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for EventName {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let (name, event) = path_names(parts, state).await?;
+        Ok(Self(name, event))
     }
 }
 

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc};
 
+use super::wire::by_hand::{AnnounceRequest, BlueprintRequest, ByHandView};
 use super::wire::forecast::ForecastView;
 use super::wire::{
     ClusterInit, ClusterView, DiskList, DoctorReport, EventView, HostView, JoinRequest, MachineView, NicList,
@@ -59,6 +60,19 @@ pub trait Core: Send + Sync {
     ) -> Reply<'a, PlanView>;
     /// What a machine asked for over time, and what comes.
     fn forecast<'a>(&'a self, name: &'a str) -> Reply<'a, ForecastView>;
+    /// Says by hand what a machine will ask for.
+    fn set_blueprint<'a>(&'a self, name: &'a str, request: BlueprintRequest) -> Reply<'a, ByHandView>;
+    /// Takes that back.
+    fn unset_blueprint<'a>(&'a self, name: &'a str) -> Reply<'a, ByHandView>;
+    /// Announces an event.
+    fn announce<'a>(
+        &'a self,
+        name: &'a str,
+        event: String,
+        request: AnnounceRequest,
+    ) -> Reply<'a, ByHandView>;
+    /// Takes it back.
+    fn withdraw<'a>(&'a self, name: &'a str, event: &'a str) -> Reply<'a, ByHandView>;
     /// The operations of a machine.
     fn operations<'a>(&'a self, name: &'a str) -> Reply<'a, OperationList>;
     /// One operation.
@@ -172,6 +186,27 @@ impl Core for Machines {
 
     fn forecast<'a>(&'a self, name: &'a str) -> Reply<'a, ForecastView> {
         Box::pin(Machines::forecast(self, name))
+    }
+
+    fn set_blueprint<'a>(&'a self, name: &'a str, request: BlueprintRequest) -> Reply<'a, ByHandView> {
+        Box::pin(Machines::set_blueprint(self, name, request))
+    }
+
+    fn unset_blueprint<'a>(&'a self, name: &'a str) -> Reply<'a, ByHandView> {
+        Box::pin(Machines::unset_blueprint(self, name))
+    }
+
+    fn announce<'a>(
+        &'a self,
+        name: &'a str,
+        event: String,
+        request: AnnounceRequest,
+    ) -> Reply<'a, ByHandView> {
+        Box::pin(Machines::announce(self, name, event, request))
+    }
+
+    fn withdraw<'a>(&'a self, name: &'a str, event: &'a str) -> Reply<'a, ByHandView> {
+        Box::pin(Machines::withdraw(self, name, event))
     }
 
     fn operations<'a>(&'a self, name: &'a str) -> Reply<'a, OperationList> {

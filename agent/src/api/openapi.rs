@@ -2,7 +2,7 @@
 
 use utoipa::OpenApi;
 
-use super::routes::{cluster, disks, files, host, machines, nics, streams};
+use super::routes::{by_hand, cluster, disks, files, host, machines, nics, streams};
 
 /// What the document says of itself.
 #[derive(OpenApi)]
@@ -25,6 +25,10 @@ use super::routes::{cluster, disks, files, host, machines, nics, streams};
         machines::run,
         machines::resize,
         machines::forecast,
+        by_hand::set_blueprint,
+        by_hand::unset_blueprint,
+        by_hand::announce,
+        by_hand::withdraw,
         machines::operations,
         machines::operation,
         machines::cancel,

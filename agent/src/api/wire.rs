@@ -15,6 +15,10 @@
 //! | `GET /v1/machines/{name}` | → [`MachineView`] with its revision as `ETag` | view |
 //! | `PATCH /v1/machines/{name}[?plan=true]` | [`ResizeRequest`], `If-Match: REVISION` → 200 or 202 [`ResizeView`], or [`PlanView`] | change |
 //! | `GET /v1/machines/{name}/forecast` | → [`forecast::ForecastView`] | view |
+//! | `PUT /v1/machines/{name}/forecast/blueprint` | [`by_hand::BlueprintRequest`] → [`by_hand::ByHandView`] | change |
+//! | `DELETE /v1/machines/{name}/forecast/blueprint` | → [`by_hand::ByHandView`] | change |
+//! | `PUT /v1/machines/{name}/forecast/events/{event}` | [`by_hand::AnnounceRequest`] → [`by_hand::ByHandView`] | change |
+//! | `DELETE /v1/machines/{name}/forecast/events/{event}` | → [`by_hand::ByHandView`] | change |
 //! | `GET /v1/machines/{name}/operations` | → [`OperationList`] | view |
 //! | `GET /v1/operations/{id}` | → [`OperationView`] | view |
 //! | `DELETE /v1/operations/{id}` | cancels it → [`OperationView`] | change |
@@ -46,7 +50,9 @@
 //! Errors have status 4xx/5xx and [`ErrorBody`]. Status codes: 400 bad request, 403 not permitted, 404 no such thing, 409 conflict
 //! (name taken, revision, in use, wrong state), 422 more than the host has or the guest can, 500 our fault, 503 not ready.
 
+pub mod by_hand;
 pub mod forecast;
+pub mod inside;
 mod tier;
 mod uplink;
 
@@ -172,6 +178,9 @@ pub struct MachineView {
     /// How much of the last 10 s it stood waiting.
     #[serde(default)]
     pub stalls: Stalls,
+    /// What is wanted of it now, from inside or by hand; told where machines are shown or listed.
+    #[serde(default)]
+    pub wanted: Vec<inside::WantedView>,
 }
 
 /// What a machine asked for, never more than its grant, and what it got. Nothing is known of what its disks were held back from.

@@ -1,5 +1,7 @@
 //! Every verb and option of `lathe`. Help, man page and completions are made from this one definition.
 
+pub mod by_hand;
+
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -382,6 +384,9 @@ pub struct ForecastArgs {
     /// Draw into this file instead, as SVG
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+    /// What people say
+    #[command(flatten)]
+    pub by_hand: by_hand::ByHandArgs,
 }
 
 /// Options of `lathe resize`.

@@ -285,6 +285,7 @@ fn show_text(view: &MachineView) -> String {
     }
     text.push_str(&table.render());
     text.push_str(&delivered_lines(view));
+    text.push_str(&super::forecast::said::wanted(&view.wanted));
     text.push_str(&tier_line(view));
     text.push_str(&cores_line(view));
     text.push_str(&format!("source    {}\n", view.source));

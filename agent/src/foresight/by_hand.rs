@@ -156,6 +156,8 @@ pub struct Merged {
     pub outlook: Outlook,
     /// Which steps people have said something of.
     pub by_hand: [bool; HORIZONS],
+    /// A blueprint by hand is part of it, and the confidence is its own.
+    pub blueprint: bool,
 }
 
 impl ByHand {
@@ -237,7 +239,9 @@ impl ByHand {
             let steps = self.steps.iter().filter(move |step| step.resource == resource);
             let steps = steps.filter(move |step| step.when.daily == daily);
             // Of two that follow each other within it the one that asks for more.
-            steps.filter(move |step| step.when.meets(from_sec, until_sec).is_some()).max_by_key(|step| step.p95)
+            steps
+                .filter(move |step| step.when.meets(from_sec, until_sec).is_some())
+                .max_by_key(|step| step.p95)
         };
         said(false).or_else(|| said(true))
     }
@@ -268,7 +272,7 @@ impl ByHand {
     ) -> Option<Merged> {
         let mut by_hand = [false; HORIZONS];
         if self.is_empty() {
-            return learnt.map(|outlook| Merged { outlook, by_hand });
+            return learnt.map(|outlook| Merged { outlook, by_hand, blueprint: false });
         }
         let from_sec = learnt.as_ref().map_or(now_sec / MINUTE * MINUTE, |outlook| outlook.from_sec);
         let grain = resource.grain();
@@ -302,7 +306,7 @@ impl ByHand {
         let learnt_confidence = learnt.as_ref().map_or(0.0, |outlook| outlook.blueprint.confidence);
         let confidence = if said { self.confidence_permille as f32 / 1000.0 } else { learnt_confidence };
         let blueprint = Blueprint { step_secs: MINUTE as u32, quantiles, confidence };
-        Some(Merged { outlook: Outlook { from_sec, blueprint }, by_hand })
+        Some(Merged { outlook: Outlook { from_sec, blueprint }, by_hand, blueprint: said })
     }
 
     /// What people say that a resource will be asked for by [`LEAD_SEC`] from now, in its unit: at least this should be there.
@@ -320,7 +324,8 @@ impl Event {
         let fine = |character: char| !character.is_control() && !['/', '"', '\\'].contains(&character);
         let length = name.chars().count();
         if !(1..=MAX_EVENT_NAME).contains(&length) || name.trim() != name || !name.chars().all(fine) {
-            let what = format!("a name has 1 to {MAX_EVENT_NAME} characters, no / \" \\ and no blanks around it");
+            let what =
+                format!("a name has 1 to {MAX_EVENT_NAME} characters, no / \" \\ and no blanks around it");
             return Err(wrong(what));
         }
         self.when.check(now_sec).map_err(wrong)?;
@@ -405,7 +410,8 @@ fn recent(resource: Resource, rings: Option<&Rings>, now_sec: u64) -> Option<u64
 
 /// Median and largest of the hour before `before_sec`; of what is known before that where nothing was measured then.
 fn hour_before(resource: Resource, rings: &Rings, before_sec: u64) -> Option<(u64, u64)> {
-    let before = || minutes(resource, rings).filter(|(from_sec, _)| from_sec.saturating_add(MINUTE) <= before_sec);
+    let before =
+        || minutes(resource, rings).filter(|(from_sec, _)| from_sec.saturating_add(MINUTE) <= before_sec);
     let hour: Vec<u64> = before()
         .filter(|(from_sec, _)| from_sec.saturating_add(HOUR) >= before_sec)
         .map(|(_, amount)| amount)
@@ -417,7 +423,8 @@ fn hour_before(resource: Resource, rings: &Rings, before_sec: u64) -> Option<(u6
 
 /// The most that was asked for in any minute or hour before `before_sec` that is remembered.
 fn most(resource: Resource, rings: &Rings, before_sec: u64) -> Option<u64> {
-    let minute = minutes(resource, rings).filter(|(from_sec, _)| *from_sec < before_sec).map(|(_, amount)| amount);
+    let minute =
+        minutes(resource, rings).filter(|(from_sec, _)| *from_sec < before_sec).map(|(_, amount)| amount);
     let ring = match resource.forecast_of() {
         Of::Mean => &rings.hours.mean,
         Of::Max => &rings.hours.max,
@@ -460,7 +467,9 @@ mod raises {
         numbers.serialize(serializer)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(Resource, Raise)>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<(Resource, Raise)>, D::Error> {
         let numbers = Vec::<(u8, Raise)>::deserialize(deserializer)?;
         numbers.into_iter().map(|(of, raise)| Ok((number::of(of)?, raise))).collect()
     }

@@ -81,7 +81,11 @@ fn what_contradicts_itself_is_refused_with_its_place() {
     assert!(refused(Step { p50: 2, p95: 1, ..step(daily(0, 60), 1) }));
     assert!(refused(Step { p95: 9, ..step(daily(0, 60), 1) }));
     assert!(refused(step(daily(0, 60), u64::MAX / 2)));
-    assert!(refused(step(daily(0, 0), 1)) && refused(step(daily(DAY, 60), 1)) && refused(step(daily(0, DAY + 1), 1)));
+    assert!(
+        refused(step(daily(0, 0), 1))
+            && refused(step(daily(DAY, 60), 1))
+            && refused(step(daily(0, DAY + 1), 1))
+    );
     assert!(refused(step(once(MIDNIGHT + 400 * DAY, 60), 1)));
     assert!(refused(step(once(u64::MAX, u64::MAX), 1)));
     let many = vec![step(daily(0, 1), 1); MAX_STEPS + 1];
@@ -117,10 +121,14 @@ fn an_event_raises_what_was_before_it_and_not_itself() {
     let begin = MIDNIGHT + 18 * HOUR;
     let doubled = events(event(once(begin, HOUR), Some(Raise::UpCentipercent(10_000))));
     let before = rings(begin - 180, &[300; 60]);
-    let ahead = doubled.merge(Resource::Cpu, Some(learnt(begin - 180, 310.0)), Some(&before), begin - 180).unwrap();
+    let ahead =
+        doubled.merge(Resource::Cpu, Some(learnt(begin - 180, 310.0)), Some(&before), begin - 180).unwrap();
     assert_eq!(p95(&ahead), [310.0, 310.0, 310.0, 600.0, 600.0, 600.0]);
     assert_eq!(ahead.by_hand, [false, false, false, true, true, true]);
-    assert_eq!(ahead.outlook.blueprint.confidence, 0.25, "who announces an event does not know the rest better");
+    assert_eq!(
+        ahead.outlook.blueprint.confidence, 0.25,
+        "who announces an event does not know the rest better"
+    );
     // Half an hour into it the load has doubled, and so has what is forecast.
     let mut amounts = vec![300; 60];
     amounts.extend([640; 30]);
@@ -153,8 +161,13 @@ fn an_event_without_numbers_is_as_the_busiest_time() {
 #[test]
 fn without_a_forecast_people_and_the_last_minute_speak() {
     let now = MIDNIGHT + HOUR;
-    let said = ByHand { steps: vec![step(once(now + 180, 60), 800)], confidence_permille: 1000, events: Vec::new() };
-    assert_eq!(said.merge(Resource::Cpu, None, None, now), None, "of the minutes before nobody knows anything");
+    let said =
+        ByHand { steps: vec![step(once(now + 180, 60), 800)], confidence_permille: 1000, events: Vec::new() };
+    assert_eq!(
+        said.merge(Resource::Cpu, None, None, now),
+        None,
+        "of the minutes before nobody knows anything"
+    );
     let past = rings(now, &[100; 3]);
     let merged = said.merge(Resource::Cpu, None, Some(&past), now).unwrap();
     assert_eq!(p95(&merged), [100.0, 100.0, 100.0, 800.0, 100.0, 100.0]);
@@ -171,7 +184,11 @@ fn what_was_stored_is_read_back_and_what_is_damaged_is_refused() {
     };
     assert_eq!(ByHand::restore(&said.save(), MIDNIGHT), Ok(said.clone()));
     let later = ByHand::restore(&said.save(), MIDNIGHT + 60 + DAY).unwrap();
-    assert_eq!((later.steps.len(), later.events.len()), (1, 1), "what is over is forgotten, what is daily never is");
+    assert_eq!(
+        (later.steps.len(), later.events.len()),
+        (1, 1),
+        "what is over is forgotten, what is daily never is"
+    );
     for damaged in [&b""[..], b"{}", b"{\"layout\":9,\"said\":null}", &[b'['; MAX_BYTES + 1]] {
         assert!(ByHand::restore(damaged, MIDNIGHT).is_err());
     }

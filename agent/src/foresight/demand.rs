@@ -8,19 +8,25 @@
 //!   for a CPU that others have counts as far as `machines::sight` sees it, which is up to the grant.
 //! - **Memory**: the working set, `memory.current` less the page cache that nobody uses (`inactive_file`), plus what was swapped out. Guest
 //!   memory is shared memory to the host, so that the guest's own page cache is in there; where its balloon tells what is available inside,
-//!   the working set is no more than what it was given less that. A guest's word can only make its own demand smaller.
+//!   the working set is no more than what it was given less that, which can only make its demand smaller.
 //! - **Network**: the busier direction of its first nic: what went through its tap, and what waits before its shaper at the end.
 //! - **Disks**: operations that its monitor has carried out. It does not tell which it held back, so a limit on them bounds this.
+//! - **From inside** its guest agent tells of more: while all its vCPUs are busy and tasks wait for them all the same, at least one more would
+//!   run in that share of the time; what it swapped out it would have kept; and while tasks wait for memory it lacks as large a share of what
+//!   it has, a quarter at most. That counts up to what the machine may have, so that no word makes more of it than work would.
 //!
 //! Counters that run backwards have begun anew, and a reading that comes too late tells nothing of any second: then nothing is known.
 
 use super::Resource;
+use super::inside::Pressed;
 
 /// Time between two readings above which they tell nothing of any second, microseconds.
 const MAX_SPAN_USEC: u64 = 3_000_000;
 /// How long a guest's own account of its memory counts, microseconds.
 pub const INSIDE_FRESH_USEC: u64 = 45_000_000;
 const SEC: u64 = 1_000_000;
+/// Largest share of its memory that a guest is taken to lack because its tasks wait for memory, parts per thousand.
+const MAX_LACK_PERMILLE: u64 = 250;
 
 /// What is read of a machine; cumulative but for what says otherwise. Times are microseconds of one clock that does not go backwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +41,8 @@ pub struct Reading {
     pub from_guest: Option<Net>,
     /// Disks.
     pub disks: Option<Disks>,
+    /// What it lacks by its guest's account.
+    pub pressed: Option<Pressed>,
 }
 
 /// CPU.
@@ -56,6 +64,8 @@ pub struct Cpu {
     pub vcpus: u32,
     /// What it is known to have asked for of its grant in the last second, milliCPU.
     pub asked_milli: u64,
+    /// What it may have at most, milliCPU.
+    pub most_milli: u64,
 }
 
 /// Memory; all of it now.
@@ -69,6 +79,8 @@ pub struct Memory {
     pub swapped_bytes: u64,
     /// What its balloon tells.
     pub inside: Option<Inside>,
+    /// What it may have at most, bytes.
+    pub most_bytes: u64,
 }
 
 /// A guest's own account of its memory, which is not to be trusted.
@@ -131,15 +143,16 @@ fn span(before_usec: u64, now_usec: u64) -> Option<u64> {
 pub fn demand(before: &Reading, now: &Reading) -> Demand {
     let [to_guest, from_guest] = [(before.to_guest, now.to_guest), (before.from_guest, now.from_guest)]
         .map(|(before, now)| net(before?, now?));
+    let pressed = now.pressed.unwrap_or_default();
     Demand([
-        before.cpu.zip(now.cpu).and_then(|(before, now)| cpu(&before, &now)),
-        now.memory.map(|memory| working_set(&memory)),
+        before.cpu.zip(now.cpu).and_then(|(before, now)| cpu(&before, &now, &pressed)),
+        now.memory.map(|memory| with_lack(&memory, &pressed)),
         to_guest.max(from_guest),
         before.disks.zip(now.disks).and_then(|(before, now)| disks(&before, &now)),
     ])
 }
 
-fn cpu(before: &Cpu, now: &Cpu) -> Option<u64> {
+fn cpu(before: &Cpu, now: &Cpu, pressed: &Pressed) -> Option<u64> {
     let span_usec = span(before.at_usec, now.at_usec)?;
     let used = now.used_usec.checked_sub(before.used_usec)?;
     let throttled = now.throttled_usec.checked_sub(before.throttled_usec)?;
@@ -150,7 +163,20 @@ fn cpu(before: &Cpu, now: &Cpu) -> Option<u64> {
     let most = span_usec.saturating_mul(now.vcpus.into());
     let held_back = scaled(throttled, full_usec, span_usec).min(most.saturating_sub(used));
     let milli = scaled(used.saturating_add(held_back), 1000, span_usec);
-    Some(milli.max(now.asked_milli))
+    let milli = milli.max(now.asked_milli);
+    // Where a vCPU is idle tasks wait for a moment and not for want of CPU.
+    let busy = milli.saturating_mul(5) >= u64::from(now.vcpus).saturating_mul(4000);
+    let waiting = if busy { pressed.cpu_some_permille.min(1000) } else { 0 };
+    Some(milli.saturating_add(waiting).min(now.most_milli).max(milli))
+}
+
+/// The working set and what its guest lacks.
+fn with_lack(memory: &Memory, pressed: &Pressed) -> u64 {
+    let set = working_set(memory);
+    let given = memory.inside.map_or(memory.charged_bytes, |inside| inside.given_bytes);
+    let lack = scaled(given, pressed.memory_some_permille.min(MAX_LACK_PERMILLE), 1000);
+    let with_lack = set.saturating_add(pressed.swapped_bytes).saturating_add(lack);
+    with_lack.min(memory.most_bytes).max(set)
 }
 
 fn working_set(memory: &Memory) -> u64 {
@@ -191,8 +217,9 @@ mod tests {
             period_usec: 10_000,
             vcpus,
             asked_milli: 0,
+            most_milli: 0,
         };
-        cpu(&before, &now)
+        cpu(&before, &now, &Pressed::default())
     }
 
     #[test]
@@ -214,12 +241,35 @@ mod tests {
     fn waiting_for_a_cpu_that_others_have_is_demand_too() {
         let before = Cpu { at_usec: SEC, ..Cpu::default() };
         let now = Cpu { at_usec: 2 * SEC, used_usec: 300_000, asked_milli: 500, vcpus: 1, ..Cpu::default() };
-        assert_eq!(cpu(&before, &now), Some(500));
+        assert_eq!(cpu(&before, &now, &Pressed::default()), Some(500));
+    }
+
+    #[test]
+    fn what_waits_inside_is_demand_up_to_the_bounds() {
+        let before = Cpu { at_usec: SEC, ..Cpu::default() };
+        let with = |used_msec: u64, vcpus, most_milli, cpu_some_permille| {
+            let now =
+                Cpu { at_usec: 2 * SEC, used_usec: used_msec * 1000, vcpus, most_milli, ..Cpu::default() };
+            cpu(&before, &now, &Pressed { cpu_some_permille, ..Pressed::default() })
+        };
+        assert_eq!(with(1000, 1, 4000, 900), Some(1900), "two that spin on one vCPU");
+        assert_eq!(with(1000, 1, 1500, 900), Some(1500));
+        assert_eq!(with(1000, 1, 0, 900), Some(1000), "what it uses it uses, whatever it may");
+        assert_eq!(with(1000, 2, 4000, 900), Some(1000), "a vCPU is idle");
+        assert_eq!(with(1000, 1, u64::MAX, u64::MAX), Some(2000));
+        let memory = |most_bytes, memory_some_permille, swapped_bytes| {
+            let memory = Memory { charged_bytes: 1000, most_bytes, ..Memory::default() };
+            with_lack(&memory, &Pressed { memory_some_permille, swapped_bytes, ..Pressed::default() })
+        };
+        assert_eq!([memory(4000, 0, 0), memory(4000, 100, 0), memory(4000, 1000, 500)], [1000, 1100, 1750]);
+        assert_eq!([memory(1200, 1000, 500), memory(0, 1000, 500)], [1200, 1000]);
+        assert_eq!(memory(u64::MAX, u64::MAX, u64::MAX), u64::MAX);
     }
 
     #[test]
     fn the_working_set_is_without_cold_cache_and_with_what_was_swapped_out() {
-        let memory = Memory { charged_bytes: 900, inactive_file_bytes: 300, swapped_bytes: 50, inside: None };
+        let memory =
+            Memory { charged_bytes: 900, inactive_file_bytes: 300, swapped_bytes: 50, ..Memory::default() };
         assert_eq!(working_set(&memory), 650);
         let inside = |given_bytes, available_bytes| Some(Inside { given_bytes, available_bytes });
         assert_eq!(working_set(&Memory { inside: inside(1000, 800), ..memory }), 200);
@@ -261,6 +311,7 @@ mod tests {
                 period_usec,
                 vcpus,
                 asked_milli: 0,
+                most_milli: 0,
             }
         });
         let disks = (number(), number()).prop_map(|(at_usec, operations)| Disks { at_usec, operations });
@@ -270,6 +321,7 @@ mod tests {
             to_guest,
             from_guest,
             disks: Some(disks),
+            pressed: None,
         })
     }
 

@@ -1,8 +1,10 @@
 //! All that is known over time of one machine.
 
 use super::Resource;
+use super::by_hand::{ByHand, Merged};
 use super::demand::{Demand, INSIDE_FRESH_USEC, Inside, Reading, demand};
 use super::forecaster::Forecaster;
+use super::inside::Word;
 use super::ring::{MAX_AMOUNT, Rings};
 
 /// One resource: what was asked for, and what will be.
@@ -15,7 +17,8 @@ pub struct Track {
 }
 
 impl Track {
-    pub(super) fn new(resource: Resource) -> Self {
+    /// Without a past.
+    pub fn new(resource: Resource) -> Self {
         Self { rings: Rings::default(), forecaster: Forecaster::new(resource) }
     }
 }
@@ -37,6 +40,10 @@ pub struct Profile {
     last: Option<Reading>,
     inside: Option<(u64, Inside)>,
     now: Demand,
+    /// What its guest agent says.
+    pub word: Word,
+    /// What people say.
+    pub by_hand: ByHand,
     /// What the store has of it.
     pub(super) stored: Option<Reach>,
 }
@@ -48,6 +55,7 @@ impl Profile {
         if let (Some(memory), Some((_, inside))) = (&mut reading.memory, self.inside.filter(fresh)) {
             memory.inside = Some(inside);
         }
+        reading.pressed = self.word.pressed(at_usec);
         let before = self.last.replace(reading);
         self.now = before.map_or(Demand::default(), |before| demand(&before, &reading));
         for resource in Resource::ALL {
@@ -62,6 +70,7 @@ impl Profile {
     /// It cannot be read now: what it asks for is not known.
     pub fn lose(&mut self) {
         (self.last, self.inside, self.now) = (None, None, Demand::default());
+        self.word.lose();
     }
 
     /// Takes in what its guest says of its memory.
@@ -86,10 +95,26 @@ impl Profile {
     pub fn now(&self) -> &Demand {
         &self.now
     }
+
+    /// What is ahead of a resource at the second `at_sec` since the epoch, with what people say of it.
+    pub fn outlook(&self, resource: Resource, at_sec: u64) -> Option<Merged> {
+        let track = self.track(resource);
+        let learnt = track.and_then(|track| track.forecaster.outlook(at_sec));
+        self.by_hand.merge(resource, learnt, track.map(|track| &track.rings), at_sec)
+    }
+
+    /// What is wanted of a resource, in its unit: from inside, or because people say that it will be asked for within moments. At least this
+    /// should be there. It is the second `at_sec` since the epoch, and `at_usec` on the clock of readings.
+    pub fn wanted(&self, resource: Resource, at_sec: u64, at_usec: u64) -> Option<u64> {
+        let inside = self.word.wanted(at_usec).filter(|wanted| wanted.resource == resource);
+        let rings = self.track(resource).map(|track| &track.rings);
+        inside.map(|wanted| wanted.amount).max().max(self.by_hand.wanted(resource, rings, at_sec))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::by_hand::{Event, Raise, When};
     use super::super::demand::{Cpu, Memory};
     use super::*;
 
@@ -126,5 +151,29 @@ mod tests {
         assert_eq!(bytes(&profile), Some(1 << 20));
         profile.lose();
         assert_eq!(bytes(&profile), None);
+    }
+
+    #[test]
+    fn what_is_wanted_is_the_most_of_what_the_guest_and_people_want() {
+        use lathe_guest::protocol::inside::{Amount, Inside, Want, Wished};
+
+        let mut profile = Profile::default();
+        assert_eq!(profile.wanted(Resource::Cpu, 1000, SEC), None);
+        let want =
+            Want { id: 1, resource: Wished::Cpu, amount: Amount::To(700), settled: None, left_sec: 60 };
+        let inside = Inside { wants: vec![want], ..Inside::default() };
+        let most = crate::foresight::inside::Bound { granted: 100, most: 1000 };
+        let bounds = crate::foresight::inside::Bounds { cpu: most, memory: most };
+        profile.word.take(SEC, inside, &bounds, "");
+        let when = When { daily: false, from_sec: 1000, for_sec: 60 };
+        let raises = vec![(Resource::Cpu, Raise::To(900)), (Resource::Net, Raise::To(5))];
+        profile.by_hand.events = vec![Event { name: "sale".to_owned(), when, raises }];
+        let wanted = |second| {
+            [Resource::Cpu, Resource::Memory, Resource::Net]
+                .map(|resource| profile.wanted(resource, second, (second - 999) * SEC))
+        };
+        assert_eq!(wanted(1000), [Some(900), None, Some(5)]);
+        assert_eq!(wanted(1060), [Some(700), None, None], "the event is over");
+        assert_eq!(wanted(1061), [None, None, None], "the wish is, too");
     }
 }

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use lathe_guest::protocol::{self as guest_protocol, ShutdownMode};
 use lathe_vmm::control::wire::{Command, Event as MonitorEvent, ExitReason, Phase};
-use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -23,7 +22,7 @@ use super::life::{self, Decision, Effect, End, EndKind, Event, Life, Refused, Ru
 use super::nics::{self, NicChange, Unplugs};
 use super::resize::Shaper;
 use super::sight::Sight;
-use super::{files, guest, resize, shape, uplink};
+use super::{files, guest, inside, resize, shape, uplink};
 use crate::api::wire::{OnTrouble, OperationView, ResizeRequest, ResizeView};
 use crate::host::books::Grant;
 use crate::monitor::Notice;
@@ -667,8 +666,8 @@ impl Actor {
                     if entry.asks.send(Ask::GuestAgent(true)).await.is_err() {
                         return;
                     }
-                    // Nothing more is said here, so this ends when the guest agent does, or breaks the rules.
-                    let _ = stream.read_u8().await;
+                    // Ends when the guest agent does, or breaks the rules.
+                    inside::follow(&core, &entry, &mut stream, hello.version).await;
                     if entry.asks.send(Ask::GuestAgent(false)).await.is_err() {
                         return;
                     }

@@ -54,6 +54,8 @@ pub struct Core {
     pub(super) kernel_release: String,
     /// Held while the built-in guest is being made.
     pub(super) building: tokio::sync::Mutex<()>,
+    /// Held while what people say of the future is changed, lest one change undo another.
+    pub(super) saying: tokio::sync::Mutex<()>,
     /// Held while a new machine is being admitted.
     pub(super) admission: tokio::sync::Mutex<()>,
     /// The host is going down: nothing is started any more.
@@ -280,6 +282,7 @@ impl Core {
             boot_id: parts.boot_id,
             kernel_release: parts.kernel_release,
             building: tokio::sync::Mutex::new(()),
+            saying: tokio::sync::Mutex::new(()),
             admission: tokio::sync::Mutex::new(()),
             closing: AtomicBool::new(false),
             kvm: parts.kvm,

@@ -15,9 +15,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::core::{Core, Entry, Shared};
-use super::{sight, view as shown};
+use super::{by_hand, inside, sight, view as shown};
 use crate::api::wire::forecast::{AheadView, ForecastResource, ForecastView, RingView};
 use crate::api::wire::{MachineState, MachineView, SCHEMA};
+use crate::foresight::by_hand::{ByHand, Merged};
 use crate::foresight::demand::{Cpu, Disks, Inside, Memory, Net, Reading};
 use crate::foresight::forecaster::{ENOUGH, P50, P95, P99};
 use crate::foresight::kept::Parts;
@@ -61,6 +62,7 @@ pub(super) fn take(core: &Core) {
 fn reading(core: &Core, shared: &Shared) -> Option<Reading> {
     shared.launched.as_ref().filter(|_| shared.record.life.state() == MachineState::Running)?;
     let seen = shared.sight.last();
+    let bounds = inside::bounds(core, shared);
     let asked_milli = shared.sight.cpu(sight::SEC_1).map_or(0, |window| window.asked);
     let cpu = seen.cpu.map(|cpu| Cpu {
         at_usec: cpu.at_usec,
@@ -71,6 +73,7 @@ fn reading(core: &Core, shared: &Shared) -> Option<Reading> {
         period_usec: cpu.period_usec,
         vcpus: shown::vcpus(shared),
         asked_milli,
+        most_milli: bounds.cpu.most,
     });
     let usage = &shared.usage;
     // Both come from the same look at its cgroups.
@@ -79,6 +82,7 @@ fn reading(core: &Core, shared: &Shared) -> Option<Reading> {
         inactive_file_bytes: usage.memory_inactive_file_bytes,
         swapped_bytes: usage.memory_swapped_bytes,
         inside: None,
+        most_bytes: bounds.memory.most,
     });
     let net = |net: sight::Net| Net {
         at_usec: net.at_usec,
@@ -88,7 +92,7 @@ fn reading(core: &Core, shared: &Shared) -> Option<Reading> {
     let disks =
         usage.disks_told.map(|(at, _)| Disks { at_usec: usec(core, at), operations: usage.disks.operations });
     let (to_guest, from_guest) = (seen.to_guest.map(net), seen.from_guest.map(net));
-    Some(Reading { cpu, memory, to_guest, from_guest, disks })
+    Some(Reading { cpu, memory, to_guest, from_guest, disks, pressed: None })
 }
 
 /// Puts back what was known when lathed ended.
@@ -105,7 +109,12 @@ pub(super) fn restore(core: &Core, pasts: Vec<Past>) {
                 "what it asked for before is not all known any more: {cause}"
             );
         }
-        entry.profile(|profile| *profile = restored.profile);
+        let by_hand =
+            past.by_hand.map_or_else(ByHand::default, |bytes| by_hand::read_back(&past.name, &bytes));
+        entry.profile(|profile| {
+            *profile = restored.profile;
+            profile.by_hand = by_hand;
+        });
     }
 }
 
@@ -195,7 +204,7 @@ pub(super) async fn keep(core: &Arc<Core>) -> Result<(), Problem> {
     let mut reaches = Vec::with_capacity(kept.len());
     let mut pasts = Vec::with_capacity(kept.len());
     for (entry, Parts { whole, recent, reach }) in kept {
-        pasts.push(Past { name: entry.name.clone(), whole, recent: Some(recent) });
+        pasts.push(Past { name: entry.name.clone(), whole, recent: Some(recent), by_hand: None });
         reaches.push((entry, reach));
     }
     core.store.apply(Change::Pasts(pasts)).await?;
@@ -212,32 +221,48 @@ pub(super) async fn keep(core: &Arc<Core>) -> Result<(), Problem> {
 pub(super) fn view(core: &Core, name: &str) -> Result<ForecastView, Problem> {
     let entry = core.entry(name)?;
     let mode = core.config.foresight;
-    if mode == Mode::Off {
-        let message = format!("{name} has no forecast: this host does not profile its machines");
-        return Err(Problem::new(Kind::Conflict, "foresight-off", message)
-            .detail("[foresight] mode is off in the configuration of lathed")
-            .fix("set it to \"observe\", then: sudo systemctl restart lathed"));
-    }
+    is_on(core, name)?;
     let machine = shown::machine(&entry);
-    let now = now_sec();
+    let (now, at_usec) = (now_sec(), usec(core, Instant::now()));
     let of = |profile: &mut Profile| {
-        let tracks = Resource::ALL.into_iter().filter_map(|which| Some((which, profile.track(which)?)));
-        let of = |(which, track)| of_track(which, track, profile.now().of(which), &machine, now);
-        tracks.map(of).collect()
+        let of = |which: Resource| {
+            let outlook = profile.outlook(which, now);
+            // People may speak of what was never measured.
+            let unmeasured = || outlook.as_ref().map(|_| Track::new(which));
+            let track = profile.track(which).cloned().or_else(unmeasured)?;
+            Some(of_track(which, &track, outlook, profile.now().of(which), &machine, now))
+        };
+        let resources = Resource::ALL.into_iter().filter_map(of).collect();
+        (resources, inside::view(&profile.word, at_usec), by_hand::view(&profile.by_hand, now))
     };
-    let resources = entry.profile(of);
+    let (resources, inside, by_hand) = entry.profile(of);
     Ok(ForecastView {
         schema: SCHEMA,
         name: name.to_owned(),
         mode: mode.word().to_owned(),
         now_unix_sec: now,
         resources,
+        wanted: inside::wanted(core, &entry),
+        by_hand,
+        inside,
     })
+}
+
+/// Refuses what needs profiles where there are none.
+pub(super) fn is_on(core: &Core, name: &str) -> Result<(), Problem> {
+    if core.config.foresight != Mode::Off {
+        return Ok(());
+    }
+    let message = format!("{name} has no forecast: this host does not profile its machines");
+    Err(Problem::new(Kind::Conflict, "foresight-off", message)
+        .detail("[foresight] mode is off in the configuration of lathed")
+        .fix("set it to \"observe\", then: sudo systemctl restart lathed"))
 }
 
 fn of_track(
     which: Resource,
     track: &Track,
+    merged: Option<Merged>,
     now: Option<u64>,
     machine: &MachineView,
     at_sec: u64,
@@ -250,13 +275,15 @@ fn of_track(
         Resource::Iops => machine.iops.granted,
     };
     let measured = track.rings.minutes.mean.iter().filter(|(_, amount)| amount.is_some()).count();
-    let outlook = track.forecaster.outlook(at_sec);
+    let learnt = track.forecaster.outlook(at_sec).is_some();
     // Of a number between 0 and 1, whole.
     let permille = |confidence: f32| (confidence.clamp(0.0, 1.0) * 1000.0) as u64;
-    let confidence = outlook.as_ref().map(|outlook| permille(outlook.blueprint.confidence));
+    let said = merged.as_ref().is_some_and(|merged| merged.blueprint);
+    let confidence = merged.as_ref().map(|merged| permille(merged.outlook.blueprint.confidence));
+    let known = said || (learnt && measured >= ENOUGH);
     let (held, judged) = track.forecaster.held();
-    let ahead = outlook.iter().flat_map(|outlook| {
-        outlook.blueprint.quantiles.iter().enumerate().map(move |(step, levels)| {
+    let ahead = merged.iter().flat_map(|Merged { outlook, by_hand, .. }| {
+        outlook.blueprint.quantiles.iter().zip(by_hand).enumerate().map(move |(step, (levels, by_hand))| {
             // Finite and not negative, as a blueprint is; beyond what an integer holds it is cut.
             let amount = |place: usize| (levels[place].ceil() as u64).saturating_mul(grain);
             let from_unix_sec = outlook.from_sec.saturating_add(step as u64 * MINUTE);
@@ -266,6 +293,7 @@ fn of_track(
                 p50: amount(P50),
                 p95: amount(P95),
                 p99: amount(P99),
+                by_hand: *by_hand,
             }
         })
     });
@@ -275,7 +303,7 @@ fn of_track(
         now,
         of: which.forecast_of().word().to_owned(),
         measured_min: measured as u64,
-        confidence_permille: confidence.filter(|_| measured >= ENOUGH),
+        confidence_permille: confidence.filter(|_| known),
         judged: judged.into(),
         held: held.into(),
         ahead: ahead.collect(),

@@ -49,21 +49,27 @@ pub async fn connect(path: &Path) -> io::Result<UnixStream> {
 /// # Errors
 /// `InvalidData` when the guest breaks the rules, `TimedOut`, or what the stream says.
 pub async fn ask(stream: &mut UnixStream, request: &Request) -> io::Result<Response> {
+    timeout(ANSWER_TIMEOUT, ask_patiently(stream, request))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// Sends one request and reads its answer, however long that takes: a guest may be paused in between.
+///
+/// # Errors
+/// As [`ask`], but for `TimedOut`.
+pub async fn ask_patiently(stream: &mut UnixStream, request: &Request) -> io::Result<Response> {
     let frame = protocol::encode_frame(FrameKind::Message, &serde_json::to_vec(request)?)?;
-    timeout(ANSWER_TIMEOUT, async {
-        stream.write_all(&frame).await?;
-        let mut header = [0; 5];
-        stream.read_exact(&mut header).await?;
-        let (kind, length) = protocol::decode_header(header)?;
-        let mut payload = vec![0; length];
-        stream.read_exact(&mut payload).await?;
-        if kind != FrameKind::Message {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "expected a message"));
-        }
-        Ok(serde_json::from_slice(&payload)?)
-    })
-    .await
-    .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    stream.write_all(&frame).await?;
+    let mut header = [0; 5];
+    stream.read_exact(&mut header).await?;
+    let (kind, length) = protocol::decode_header(header)?;
+    let mut payload = vec![0; length];
+    stream.read_exact(&mut payload).await?;
+    if kind != FrameKind::Message {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "expected a message"));
+    }
+    Ok(serde_json::from_slice(&payload)?)
 }
 
 /// Says hello.

@@ -22,6 +22,8 @@
 //! | `cores` | who runs on which of the host's CPUs |
 //! | `walls` | the CPU that a whole machine may use, and what of it its monitor needs |
 //! | `foresee` | what they ask for over time, and will ask for |
+//! | `inside` | what their guest agents tell of it, and want |
+//! | `by_hand` | what people say of it |
 //! | `sight` | whether they get what they are granted while they want it |
 //! | [`uplink`] | the host's uplink shared between them |
 //!
@@ -29,6 +31,7 @@
 //! upper bound of what is held".
 
 mod actor;
+mod by_hand;
 pub mod config;
 pub mod console;
 mod core;
@@ -38,6 +41,7 @@ pub mod enforced;
 pub mod files;
 mod foresee;
 pub mod guest;
+mod inside;
 mod iomax;
 mod launch;
 pub mod life;
@@ -59,6 +63,8 @@ mod walls;
 mod disks_tests;
 #[cfg(test)]
 mod foresee_tests;
+#[cfg(test)]
+mod inside_tests;
 #[cfg(test)]
 mod limits_tests;
 #[cfg(test)]
@@ -90,6 +96,7 @@ use self::actor::{ASK_QUEUE, Actor, Ask};
 use self::core::{Core, Entry};
 use self::life::{Event, Life};
 use self::record::Record;
+use crate::api::wire::by_hand::{AnnounceRequest, BlueprintRequest, ByHandView};
 use crate::api::wire::forecast::ForecastView;
 use crate::api::wire::{
     EventView, HostResources, HostView, MachineState, MachineView, OperationList, OperationView, PlanView,
@@ -143,7 +150,7 @@ impl Machines {
 
     /// All machines, by name.
     pub async fn list(&self) -> Vec<MachineView> {
-        self.core.entries().iter().map(|entry| view::machine(entry)).collect()
+        self.core.entries().iter().map(|entry| self.shown(entry)).collect()
     }
 
     /// One machine.
@@ -151,7 +158,11 @@ impl Machines {
     /// # Errors
     /// `no-such-machine`.
     pub async fn show(&self, name: &str) -> Result<MachineView, Problem> {
-        Ok(view::machine(&*self.core.entry(name)?))
+        Ok(self.shown(&*self.core.entry(name)?))
+    }
+
+    fn shown(&self, entry: &Entry) -> MachineView {
+        MachineView { wanted: inside::wanted(&self.core, entry), ..view::machine(entry) }
     }
 
     /// Makes and starts a machine; answers when its guest code runs. If that fails everything is undone.
@@ -263,6 +274,43 @@ impl Machines {
     /// `no-such-machine`, `foresight-off`.
     pub async fn forecast(&self, name: &str) -> Result<ForecastView, Problem> {
         foresee::view(&self.core, name)
+    }
+
+    /// Says by hand what a machine will ask for.
+    ///
+    /// # Errors
+    /// `no-such-machine`, `foresight-off`, `bad-blueprint`.
+    pub async fn set_blueprint(&self, name: &str, request: BlueprintRequest) -> Result<ByHandView, Problem> {
+        by_hand::set(&self.core, name, Some(request)).await
+    }
+
+    /// Takes back what was said by hand.
+    ///
+    /// # Errors
+    /// `no-such-machine`, `foresight-off`.
+    pub async fn unset_blueprint(&self, name: &str) -> Result<ByHandView, Problem> {
+        by_hand::set(&self.core, name, None).await
+    }
+
+    /// Announces an event; it takes the place of one of the same name.
+    ///
+    /// # Errors
+    /// `no-such-machine`, `foresight-off`, `bad-event`.
+    pub async fn announce(
+        &self,
+        name: &str,
+        event: String,
+        request: AnnounceRequest,
+    ) -> Result<ByHandView, Problem> {
+        by_hand::announce(&self.core, name, event, request).await
+    }
+
+    /// Takes an event back.
+    ///
+    /// # Errors
+    /// `no-such-machine`, `foresight-off`, `no-such-event`.
+    pub async fn withdraw(&self, name: &str, event: &str) -> Result<ByHandView, Problem> {
+        by_hand::withdraw(&self.core, name, event).await
     }
 
     /// The operations of a machine that are remembered, the newest last.

@@ -71,6 +71,7 @@ pub fn machine(entry: &Entry) -> MachineView {
             back_unix_msec: record.back.map(|back| back.at_unix_msec),
             delivered: delivered(&shared.sight),
             stalls: stalls(&shared.sight),
+            wanted: Vec::new(),
         }
     })
 }

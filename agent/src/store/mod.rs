@@ -1,5 +1,5 @@
 //! The store: one SQLite file, `lathe.db`, with one row per machine, and one for the uplink while it is shared; and beside each machine what
-//! was measured of it over time ([`Past`]), which is no promise: what is lost of it is measured again.
+//! was measured of it over time ([`Past`]), which is no promise: what is lost of it is measured again; and what people said of its future.
 //!
 //! Everything that lathed promises is in here before it is acknowledged: WAL with `synchronous=FULL`, one writer thread that owns the
 //! connection, one transaction per change. A machine's row carries its state, and a state in between is the intent to finish or undo
@@ -59,6 +59,8 @@ const PASTS: &str = "CREATE TABLE IF NOT EXISTS past (
 const WHOLE: i64 = 0;
 /// Number of the small part.
 const RECENT: i64 = 1;
+/// Number of what people said, which an earlier release passes over.
+const BY_HAND: i64 = 2;
 
 /// What was measured of one machine over time; see `foresight::kept`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,6 +71,8 @@ pub struct Past {
     pub whole: Option<Vec<u8>>,
     /// The small part; in a change: `None` leaves it.
     pub recent: Option<Vec<u8>>,
+    /// What people said of its future, see `foresight::by_hand`; in a change: `None` leaves it.
+    pub by_hand: Option<Vec<u8>>,
 }
 
 /// A change to make durable.
@@ -280,6 +284,7 @@ fn pasts(connection: &Connection) -> Result<Vec<Past>, Problem> {
         match part {
             WHOLE => past.whole = Some(bytes),
             RECENT => past.recent = Some(bytes),
+            BY_HAND => past.by_hand = Some(bytes),
             // Of a later release.
             _ => {}
         }
@@ -293,7 +298,8 @@ fn put_pasts(transaction: &Transaction<'_>, pasts: &[Past]) -> rusqlite::Result<
     let mut statement = transaction.prepare_cached(sql)?;
     let mut changed = 0;
     for past in pasts {
-        for (part, bytes) in [(WHOLE, &past.whole), (RECENT, &past.recent)] {
+        let parts = [(WHOLE, &past.whole), (RECENT, &past.recent), (BY_HAND, &past.by_hand)];
+        for (part, bytes) in parts {
             if let Some(bytes) = bytes {
                 changed += statement.execute(params![past.name, part, bytes])?;
             }
@@ -459,7 +465,8 @@ mod tests {
     }
 
     fn past(name: &str, whole: Option<&[u8]>, recent: Option<&[u8]>) -> Past {
-        Past { name: name.to_owned(), whole: whole.map(<[u8]>::to_vec), recent: recent.map(<[u8]>::to_vec) }
+        let [whole, recent] = [whole, recent].map(|bytes| bytes.map(<[u8]>::to_vec));
+        Past { name: name.to_owned(), whole, recent, by_hand: None }
     }
 
     fn rows(folder: &Path) -> i64 {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use lathe_tests::scenario::{Group, Host, Hosts};
 use serde_json::Value;
 
+use crate::inside;
 use crate::node::{away, make};
 use crate::uplink::KILL;
 
@@ -19,6 +20,8 @@ pub const GROUP: Group = Group {
     scenarios: &[
         ("a_load_is_in_the_rings_and_outlives_a_kill", a_load_is_in_the_rings),
         ("a_machine_that_is_removed_leaves_no_past", a_machine_that_is_removed),
+        ("what_goes_on_inside_is_told_and_what_is_wanted_is_seen", inside::told_and_wanted),
+        ("what_people_say_outlives_a_kill", inside::what_people_say),
     ],
 };
 

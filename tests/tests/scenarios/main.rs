@@ -13,6 +13,7 @@ mod foresight;
 mod harvest;
 mod hostile;
 mod hotplug;
+mod inside;
 mod jail;
 mod machines;
 mod mistakes;

@@ -2,6 +2,7 @@
 
 #![expect(unused_qualifications, reason = "utoipa's macros write qualified names")]
 
+pub mod by_hand;
 pub mod cluster;
 pub mod disks;
 pub mod files;
@@ -31,6 +32,14 @@ pub fn all() -> Router<App> {
         .route("/v1/machines", get(machines::list).post(machines::run))
         .route("/v1/machines/{name}", get(machines::show).patch(machines::resize).delete(machines::remove))
         .route("/v1/machines/{name}/forecast", get(machines::forecast))
+        .route(
+            "/v1/machines/{name}/forecast/blueprint",
+            put(by_hand::set_blueprint).delete(by_hand::unset_blueprint),
+        )
+        .route(
+            "/v1/machines/{name}/forecast/events/{event}",
+            put(by_hand::announce).delete(by_hand::withdraw),
+        )
         .route("/v1/machines/{name}/operations", get(machines::operations))
         .route("/v1/operations/{id}", get(machines::operation).delete(machines::cancel))
         .route("/v1/machines/{name}/stop", post(machines::stop))

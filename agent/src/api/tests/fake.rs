@@ -8,7 +8,11 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::super::access::{Access, Accounts};
 use super::super::core::{Cluster, Console, Core, Doctor, Later, Reply};
+use super::super::wire::by_hand::{
+    AnnounceRequest, AnnouncedView, BlueprintRequest, BlueprintStep, ByHandView, ForecastOf, Raise, RaiseView,
+};
 use super::super::wire::forecast::{AheadView, ForecastResource, ForecastView, RingView};
+use super::super::wire::inside::{ApplicationView, InsideView, WantedView};
 use super::super::wire::*;
 use crate::machines::enforced::{Limit, Took};
 use crate::machines::{DiskChange, DiskChanged, NicChange, NicChanged};
@@ -62,6 +66,7 @@ pub fn machine(name: &str) -> MachineView {
         back_unix_msec: None,
         delivered: delivered(),
         stalls: Stalls { memory_centipercent: Some(12), ..Stalls::default() },
+        wanted: Vec::new(),
     }
 }
 
@@ -102,6 +107,7 @@ pub fn forecast(name: &str) -> ForecastView {
             p50,
             p95: p95 + p95 / 20 * step,
             p99: p95 * 2,
+            by_hand: step > 3,
         };
         ForecastResource {
             resource: resource.to_owned(),
@@ -135,6 +141,80 @@ pub fn forecast(name: &str) -> ForecastView {
             resource("memory", 512 << 20, minutes(|at| (96 + at * 6) << 20), 340 << 20, 372 << 20),
             resource("net", 0, minutes(|at| at % 7 * 1_300_000), 3_000_000, 8_000_000),
         ],
+        wanted: vec![WantedView {
+            resource: "cpu".to_owned(),
+            amount: 1500,
+            source: "inside".to_owned(),
+            left_sec: Some(540),
+        }],
+        by_hand: by_hand(),
+        inside: Some(inside()),
+    }
+}
+
+pub fn by_hand() -> ByHandView {
+    let raise = |resource, raise| RaiseView { resource, raise };
+    let event = |name: &str, daily, from_sec, raises, next_unix_sec, now| AnnouncedView {
+        name: name.to_owned(),
+        daily,
+        from_sec,
+        for_sec: 7200,
+        raises,
+        next_unix_sec,
+        now,
+    };
+    let doubled = vec![
+        raise(ForecastOf::Cpu, Raise::UpCentipercent(10_000)),
+        raise(ForecastOf::Memory, Raise::Up(256 << 20)),
+    ];
+    ByHandView {
+        confidence_permille: 900,
+        steps: vec![BlueprintStep {
+            resource: ForecastOf::Memory,
+            daily: true,
+            from_sec: 8 * 3600,
+            for_sec: 10 * 3600,
+            p50: 256 << 20,
+            p95: 512 << 20,
+            p99: 512 << 20,
+        }],
+        events: vec![
+            event("backup", true, 3 * 3600, Vec::new(), Some(1_795_402_800), false),
+            event("sale", false, 1_795_366_800, doubled, Some(1_795_366_800), true),
+        ],
+    }
+}
+
+fn inside() -> InsideView {
+    let application = |name: &str, cpu_milli, memory_bytes| ApplicationView {
+        name: name.to_owned(),
+        cpu_milli,
+        memory_bytes,
+        anon_bytes: memory_bytes / 2,
+        file_bytes: memory_bytes / 2,
+        working_set_bytes: memory_bytes / 4 * 3,
+        read_bytes_per_sec: 4096,
+        written_bytes_per_sec: 1 << 20,
+        operations_per_sec: Some(70),
+        cpu_some_permille: Some(35),
+        memory_some_permille: Some(0),
+        io_some_permille: None,
+    };
+    InsideView {
+        age_msec: 400,
+        kind: "units".to_owned(),
+        cpu_some_permille: Some(41),
+        memory_some_permille: Some(0),
+        io_some_permille: None,
+        swap_used_bytes: 0,
+        net_rx_bit_per_sec: 120_000,
+        net_tx_bit_per_sec: 5_000_000,
+        applications: vec![
+            application("nginx.service", 310, 64 << 20),
+            application("cron.service", 0, 2 << 20),
+        ],
+        others: Some(application("", 12, 40 << 20)),
+        others_count: 7,
     }
 }
 
@@ -393,6 +473,22 @@ impl Core for FakeCore {
 
     fn forecast<'a>(&'a self, name: &'a str) -> Reply<'a, ForecastView> {
         Box::pin(async { self.find(name).map(|view| forecast(&view.name)) })
+    }
+
+    fn set_blueprint<'a>(&'a self, name: &'a str, _: BlueprintRequest) -> Reply<'a, ByHandView> {
+        Box::pin(async { self.find(name).map(|_| by_hand()) })
+    }
+
+    fn unset_blueprint<'a>(&'a self, name: &'a str) -> Reply<'a, ByHandView> {
+        Box::pin(async { self.find(name).map(|_| by_hand()) })
+    }
+
+    fn announce<'a>(&'a self, name: &'a str, _: String, _: AnnounceRequest) -> Reply<'a, ByHandView> {
+        Box::pin(async { self.find(name).map(|_| by_hand()) })
+    }
+
+    fn withdraw<'a>(&'a self, name: &'a str, _: &'a str) -> Reply<'a, ByHandView> {
+        Box::pin(async { self.find(name).map(|_| by_hand()) })
     }
 
     fn operations<'a>(&'a self, name: &'a str) -> Reply<'a, OperationList> {

@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::by_hand::ByHandView;
+use super::inside::{InsideView, WantedView};
+
 /// The past and the future of a machine's demand, as `lathe forecast NAME --json` prints it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ForecastView {
@@ -16,6 +19,15 @@ pub struct ForecastView {
     pub now_unix_sec: u64,
     /// cpu, memory, net, iops: those of which anything was ever measured.
     pub resources: Vec<ForecastResource>,
+    /// What is wanted of it now, from inside or by hand.
+    #[serde(default)]
+    pub wanted: Vec<WantedView>,
+    /// What people say of what is ahead; it is part of `ahead`.
+    #[serde(default)]
+    pub by_hand: ByHandView,
+    /// What its guest agent tells; absent without one that is young enough to be asked, or while it does not answer.
+    #[serde(default)]
+    pub inside: Option<InsideView>,
 }
 
 /// One resource.
@@ -60,6 +72,9 @@ pub struct AheadView {
     pub p95: u64,
     /// In 99 of 100 cases.
     pub p99: u64,
+    /// People have said something of it: a blueprint by hand, or an event.
+    #[serde(default)]
+    pub by_hand: bool,
 }
 
 /// Consecutive steps of the past.

@@ -6,19 +6,27 @@
 //! | [`chart`] | the same in a terminal |
 //! | [`svg`] | the same as a picture |
 //!
-//! All three are pure. Nothing is said by colour alone.
+//! | [`said`] | what people say of what is ahead, what is wanted, and the applications inside, in words |
+//! | [`blueprint`], [`when`] | files and times as people write them |
+//!
+//! The drawing ones are pure. Nothing is said by colour alone.
 
+pub mod blueprint;
 pub mod chart;
 pub mod panel;
+pub mod said;
 pub mod svg;
+pub mod when;
 
 use std::io::IsTerminal;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use self::panel::{Panel, Span};
 use super::args::ForecastArgs;
 use super::output::{print, print_json, say};
 use super::stream::window_size;
+use crate::api::wire::by_hand::ByHandView;
 use crate::api::wire::forecast::ForecastView;
 use crate::cli::client::Client;
 use crate::cli::machine::machine_path;
@@ -30,7 +38,14 @@ const PLAIN_COLUMNS: usize = 80;
 
 /// `lathe forecast`.
 pub async fn forecast(client: &Client, json: bool, args: &ForecastArgs) -> Verdict {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+    if let Some(verdict) = said::say(client, json, args, now).await {
+        return verdict;
+    }
     let view: ForecastView = client.get(&format!("{}/forecast", machine_path(&args.name)?)).await?;
+    if args.by_hand.apps {
+        return said::applications(json, &view);
+    }
     let span = args.over.map_or_else(|| Span::fitting(&view), |over| Span::of(over.as_secs()));
     let panels: Vec<Panel> =
         view.resources.iter().map(|one| Panel::new(one, span, view.now_unix_sec)).collect();
@@ -46,12 +61,16 @@ pub async fn forecast(client: &Client, json: bool, args: &ForecastArgs) -> Verdi
 }
 
 fn text(view: &ForecastView, panels: &[Panel], span: Span, columns: usize, utf8: bool) -> String {
-    if panels.is_empty() {
-        return format!("{}  nothing measured yet; a machine is measured while it runs\n", view.name);
+    let mut text = if panels.is_empty() {
+        format!("{}  nothing measured yet; a machine is measured while it runs\n", view.name)
+    } else {
+        let charts = panels.iter().map(|panel| chart::draw(&view.name, panel, span, columns, utf8));
+        format!("{}\n{}\n", charts.collect::<Vec<_>>().join("\n"), chart::legend(utf8))
+    };
+    text.push_str(&said::wanted(&view.wanted));
+    if view.by_hand != ByHandView::default() {
+        text.push_str(&said::by_hand(&view.by_hand, view.now_unix_sec));
     }
-    let charts = panels.iter().map(|panel| chart::draw(&view.name, panel, span, columns, utf8));
-    let mut text = charts.collect::<Vec<_>>().join("\n");
-    text.push_str(&format!("\n{}\n", chart::legend(utf8)));
     text
 }
 

@@ -143,8 +143,9 @@ fn next(resource: &ForecastResource) -> String {
     };
     let peak = |of: fn(&AheadView) -> u64| resource.ahead.iter().map(of).max().unwrap_or(0);
     let from = resource.ahead.first().map_or(0, |first| first.from_unix_sec);
+    let by_hand = if resource.ahead.iter().any(|ahead| ahead.by_hand) { " (by hand)" } else { "" };
     format!(
-        "{}: p50 {}, p95 {}",
+        "{}: p50 {}, p95 {}{by_hand}",
         time(last.until_unix_sec.saturating_sub(from)),
         of(&resource.resource, peak(|ahead| ahead.p50)),
         of(&resource.resource, peak(|ahead| ahead.p95)),

@@ -251,7 +251,7 @@ fn apart(mut names: Vec<(f64, String)>) -> Vec<(f64, String)> {
 }
 
 /// `2026-11-22 17:05`, UTC.
-fn date(unix_sec: u64) -> String {
+pub fn date(unix_sec: u64) -> String {
     // Civil date from days: H. Hinnant, "chrono-Compatible Low-Level Date Algorithms".
     let days = unix_sec / DAY + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
