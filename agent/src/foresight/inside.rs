@@ -106,6 +106,11 @@ impl Word {
         self.told = None;
     }
 
+    /// Its guest has ended, and with it whoever wanted something.
+    pub fn forget(&mut self) {
+        *self = Self::default();
+    }
+
     /// What it said last and how long ago, microseconds, while that counts.
     pub fn told(&self, at_usec: u64) -> Option<(&Inside, u64)> {
         let (told_usec, inside) = self.told.as_ref()?;
@@ -260,6 +265,16 @@ mod tests {
         assert_eq!(word.pressed(SEC + FRESH_USEC + 1), None);
         word.lose();
         assert_eq!(word.pressed(2 * SEC), None);
+    }
+
+    #[test]
+    fn what_is_wanted_outlives_the_agent_and_not_the_guest() {
+        let mut word = Word::default();
+        word.take(SEC, cpu(7, Amount::To(700), None, 60), &BOUNDS, "");
+        word.lose();
+        assert_eq!(amounts(&word, 2 * SEC), [(Resource::Cpu, 700)]);
+        word.forget();
+        assert_eq!(amounts(&word, 2 * SEC), []);
     }
 
     #[test]

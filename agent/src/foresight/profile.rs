@@ -116,6 +116,7 @@ impl Profile {
 mod tests {
     use super::super::by_hand::{Event, Raise, When};
     use super::super::demand::{Cpu, Memory};
+    use super::super::inside::{Bound, Bounds};
     use super::*;
 
     const SEC: u64 = 1_000_000;
@@ -160,10 +161,10 @@ mod tests {
         let mut profile = Profile::default();
         assert_eq!(profile.wanted(Resource::Cpu, 1000, SEC), None);
         let want =
-            Want { id: 1, resource: Wished::Cpu, amount: Amount::To(700), settled: None, left_sec: 60 };
+            Want { id: 1, resource: Wished::Cpu, amount: Amount::To(700), settled: None, left_sec: 61 };
         let inside = Inside { wants: vec![want], ..Inside::default() };
-        let most = crate::foresight::inside::Bound { granted: 100, most: 1000 };
-        let bounds = crate::foresight::inside::Bounds { cpu: most, memory: most };
+        let most = Bound { granted: 100, most: 1000 };
+        let bounds = Bounds { cpu: most, memory: most };
         profile.word.take(SEC, inside, &bounds, "");
         let when = When { daily: false, from_sec: 1000, for_sec: 60 };
         let raises = vec![(Resource::Cpu, Raise::To(900)), (Resource::Net, Raise::To(5))];

@@ -447,6 +447,7 @@ impl Actor {
             *shared.sight = Sight::default();
             (shared.panic, shared.expired) = (None, false);
         });
+        self.entry.profile(|profile| profile.word.forget());
     }
 
     async fn notice(&mut self, notice: Notice) {
@@ -459,6 +460,7 @@ impl Actor {
                     shared.configured.clear();
                     (shared.panic, shared.expired) = (None, false);
                 });
+                self.entry.profile(|profile| profile.word.forget());
                 self.core.tell("machine-rebooted", &self.entry.name, format!("{} reboots", self.entry.name));
                 self.watch_guest();
                 resize::rebooted(self).await;

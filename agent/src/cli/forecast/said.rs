@@ -106,7 +106,7 @@ pub fn applications(json: bool, view: &ForecastView) -> Verdict {
 fn table(inside: &InsideView) -> String {
     let name = if inside.kind == "sessions" { "SESSION" } else { "UNIT" };
     let mut table =
-        Table::new(&[name, "CPU", "MEMORY", "working", "READ/s", "WRITTEN/s", "OPS/s", "WAITS cpu/mem/io"]);
+        Table::new(&[name, "CPU", "MEMORY", "WORKING", "READ/s", "WRITTEN/s", "OPS/s", "WAITS cpu/mem/io"]);
     let row = |name: String, one: &ApplicationView| {
         let share = |share: Option<u32>| share.map_or("-".to_owned(), |share| permille(Some(share.into())));
         let waits = [one.cpu_some_permille, one.memory_some_permille, one.io_some_permille].map(share);
