@@ -9,13 +9,16 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::wire::by_hand::{AnnounceRequest, BlueprintRequest, ByHandView};
 use super::wire::forecast::ForecastView;
+use super::wire::foresight::{ForesightRequest, WhyView};
 use super::wire::{
     ClusterInit, ClusterView, DiskList, DoctorReport, EventView, HostView, JoinRequest, MachineView, NicList,
     OperationList, OperationView, PeerList, PlanView, Removed, ResizeRequest, ResizeView, RunRequest,
     StopRequest, TokenView, UplinkRequest, UplinkView,
 };
 use crate::machines::enforced::{Limit, Took};
-use crate::machines::{ConsoleHandle, DiskChange, DiskChanged, Machines, NicChange, NicChanged};
+use crate::machines::{
+    ConsoleHandle, DiskChange, DiskChanged, Machines, NicChange, NicChanged, SculptCounts,
+};
 use crate::problem::Problem;
 
 /// An answer that takes its time.
@@ -60,6 +63,12 @@ pub trait Core: Send + Sync {
     ) -> Reply<'a, PlanView>;
     /// What a machine asked for over time, and what comes.
     fn forecast<'a>(&'a self, name: &'a str) -> Reply<'a, ForecastView>;
+    /// Changes what a machine has of its own about its future.
+    fn set_foresight<'a>(&'a self, name: &'a str, request: ForesightRequest) -> Reply<'a, MachineView>;
+    /// The last decisions about a machine's shape.
+    fn why<'a>(&'a self, name: &'a str) -> Reply<'a, WhyView>;
+    /// What was decided about all machines' shapes, and what became of it.
+    fn sculpted(&self) -> SculptCounts;
     /// Says by hand what a machine will ask for.
     fn set_blueprint<'a>(&'a self, name: &'a str, request: BlueprintRequest) -> Reply<'a, ByHandView>;
     /// Takes that back.
@@ -186,6 +195,18 @@ impl Core for Machines {
 
     fn forecast<'a>(&'a self, name: &'a str) -> Reply<'a, ForecastView> {
         Box::pin(Machines::forecast(self, name))
+    }
+
+    fn set_foresight<'a>(&'a self, name: &'a str, request: ForesightRequest) -> Reply<'a, MachineView> {
+        Box::pin(Machines::set_foresight(self, name, request))
+    }
+
+    fn why<'a>(&'a self, name: &'a str) -> Reply<'a, WhyView> {
+        Box::pin(Machines::why(self, name))
+    }
+
+    fn sculpted(&self) -> SculptCounts {
+        Machines::sculpted(self)
     }
 
     fn set_blueprint<'a>(&'a self, name: &'a str, request: BlueprintRequest) -> Reply<'a, ByHandView> {

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::wire::{Amounts, DeliveredWindows, HostAmounts, HostView, MachineState, MachineView};
+use crate::machines::SculptCounts;
 use crate::machines::enforced::{BOUNDS_USEC, Limit, Took};
 
 /// As the OpenMetrics specification 1.0 wants it.
@@ -81,12 +82,18 @@ fn seconds(usec: u64) -> f64 {
 }
 
 /// Everything, as text.
-pub fn render(host: &HostView, machines: &[MachineView], enforced: &[(Limit, Took)]) -> String {
+pub fn render(
+    host: &HostView,
+    machines: &[MachineView],
+    enforced: &[(Limit, Took)],
+    sculpted: &SculptCounts,
+) -> String {
     let mut text = String::new();
     family(&mut text, "lathe_build", "info", "", "Version of lathed.");
     line(&mut text, "lathe_build_info", &format!("version=\"{}\"", escaped(&host.version)), 1.0);
     host_metrics(&mut text, host);
     times_until_enforced(&mut text, enforced);
+    sculptor(&mut text, sculpted);
     for (stem, unit, what, divisor, get) in MACHINE_AMOUNTS {
         for (part, pick) in PARTS {
             let name = format!("{stem}_{part}_{unit}");
@@ -164,6 +171,22 @@ fn times_until_enforced(text: &mut String, enforced: &[(Limit, Took)]) {
         }
         line(text, &format!("{name}_count"), &labels, count as f64);
         line(text, &format!("{name}_sum"), &labels, took.sum.as_secs_f64());
+    }
+}
+
+/// What was decided about machines' shapes, and what became of it.
+fn sculptor(text: &mut String, sculpted: &SculptCounts) {
+    let name = "lathe_sculptor_changes";
+    family(
+        text,
+        name,
+        "counter",
+        "",
+        "Decisions about machines' shapes by what became of them; observed: nothing was done.",
+    );
+    for (resource, outcome, count) in sculpted.all() {
+        let labels = format!("resource=\"{}\",outcome=\"{outcome}\"", resource.word());
+        line(text, &format!("{name}_total"), &labels, count as f64);
     }
 }
 
@@ -251,6 +274,8 @@ mod tests {
 
     use super::super::tests::fake::{host, machine};
     use super::*;
+    use crate::foresight::Resource;
+    use crate::machines::SculptCame as Came;
 
     #[test]
     fn figures_are_in_base_units_and_well_formed() {
@@ -259,7 +284,9 @@ mod tests {
         web.cpu_usage_usec = 2_500_000;
         let mut took = Took { sum: Duration::from_millis(31), ..Took::default() };
         (took.within[4], took.within[7], took.within[13]) = (98, 1, 1);
-        let text = render(&host(), &[web], &[(Limit::Iops, took)]);
+        let mut sculpted = SculptCounts::default();
+        sculpted.add(Resource::Cpu, &Came::Applied);
+        let text = render(&host(), &[web], &[(Limit::Iops, took)], &sculpted);
         for expected in [
             "lathe_machine_cpu_desired_cores{machine=\"web\"} 1.5\n",
             "lathe_machine_cpu_seconds_total{machine=\"web\"} 2.5\n",
@@ -270,6 +297,8 @@ mod tests {
             "# UNIT lathe_machine_delivered_ratio ratio\n",
             "lathe_machine_delivered_ratio{machine=\"web\",resource=\"cpu\",window=\"10s\"} 0.998\n",
             "lathe_machine_stalled_ratio{machine=\"web\",resource=\"memory\"} 0.0012\n",
+            "lathe_sculptor_changes_total{resource=\"cpu\",outcome=\"applied\"} 1\n",
+            "lathe_sculptor_changes_total{resource=\"memory\",outcome=\"observed\"} 0\n",
             "# TYPE lathe_enforce_seconds histogram\n",
             "lathe_enforce_seconds_bucket{resource=\"iops\",le=\"0.0001\"} 0\n",
             "lathe_enforce_seconds_bucket{resource=\"iops\",le=\"0.005\"} 98\n",

@@ -25,6 +25,8 @@ use super::routes::{by_hand, cluster, disks, files, host, machines, nics, stream
         machines::run,
         machines::resize,
         machines::forecast,
+        machines::set_foresight,
+        machines::why,
         by_hand::set_blueprint,
         by_hand::unset_blueprint,
         by_hand::announce,

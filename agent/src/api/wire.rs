@@ -15,6 +15,8 @@
 //! | `GET /v1/machines/{name}` | → [`MachineView`] with its revision as `ETag` | view |
 //! | `PATCH /v1/machines/{name}[?plan=true]` | [`ResizeRequest`], `If-Match: REVISION` → 200 or 202 [`ResizeView`], or [`PlanView`] | change |
 //! | `GET /v1/machines/{name}/forecast` | → [`forecast::ForecastView`] | view |
+//! | `PATCH /v1/machines/{name}/foresight` | [`foresight::ForesightRequest`] → [`MachineView`] | change |
+//! | `GET /v1/machines/{name}/why` | → [`foresight::WhyView`] | view |
 //! | `PUT /v1/machines/{name}/forecast/blueprint` | [`by_hand::BlueprintRequest`] → [`by_hand::ByHandView`] | change |
 //! | `DELETE /v1/machines/{name}/forecast/blueprint` | → [`by_hand::ByHandView`] | change |
 //! | `PUT /v1/machines/{name}/forecast/events/{event}` | [`by_hand::AnnounceRequest`] → [`by_hand::ByHandView`] | change |
@@ -51,7 +53,9 @@
 //! (name taken, revision, in use, wrong state), 422 more than the host has or the guest can, 500 our fault, 503 not ready.
 
 pub mod by_hand;
+mod delivered;
 pub mod forecast;
+pub mod foresight;
 pub mod inside;
 mod tier;
 mod uplink;
@@ -59,6 +63,7 @@ mod uplink;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::delivered::{Delivered, DeliveredShare, DeliveredWindows, Stalls};
 pub use self::tier::{Cores, CpusView, Tier};
 pub use self::uplink::{UplinkMachine, UplinkRequest, UplinkShare, UplinkView};
 
@@ -166,6 +171,15 @@ pub struct MachineView {
     /// Bytes that it may have at most; `None`: what the host has.
     #[serde(default)]
     pub memory_max_bytes: Option<u64>,
+    /// milliCPU that lathed leaves it at least of its own accord; `None`: what any machine must have.
+    #[serde(default)]
+    pub cpu_min_milli: Option<u64>,
+    /// Bytes, likewise.
+    #[serde(default)]
+    pub memory_min_bytes: Option<u64>,
+    /// What is done about its future.
+    #[serde(default)]
+    pub foresight: foresight::ForesightView,
     /// The change of its shape that is under way.
     #[serde(default)]
     pub operation: Option<OperationView>,
@@ -181,52 +195,6 @@ pub struct MachineView {
     /// What is wanted of it now, from inside or by hand; told where machines are shown or listed.
     #[serde(default)]
     pub wanted: Vec<inside::WantedView>,
-}
-
-/// What a machine asked for, never more than its grant, and what it got. Nothing is known of what its disks were held back from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Delivered {
-    /// milliCPU; `null` while nothing is measured.
-    pub cpu: Option<DeliveredWindows>,
-    /// bit/s towards the guest, of its first nic; likewise.
-    pub net_to_guest: Option<DeliveredWindows>,
-    /// bit/s from the guest, of its first nic; likewise.
-    pub net_from_guest: Option<DeliveredWindows>,
-}
-
-/// One resource over three times that end now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct DeliveredWindows {
-    /// 1 s.
-    pub sec_1: DeliveredShare,
-    /// 10 s.
-    pub sec_10: DeliveredShare,
-    /// 1 min.
-    pub sec_60: DeliveredShare,
-}
-
-/// One resource over one time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct DeliveredShare {
-    /// Milliseconds of it that were measured: fewer where the machine is young or lathed was away.
-    pub measured_msec: u64,
-    /// What it asked for, on average.
-    pub asked: u64,
-    /// What it got, on average.
-    pub delivered: u64,
-    /// Parts per thousand that it got of what it asked for; `null` where that was less than a hundredth of its grant.
-    pub permille: Option<u64>,
-}
-
-/// Share of the last 10 s in which some thread of a machine waited, hundredths of a percent; `null` where the kernel does not measure it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Stalls {
-    /// For a CPU, its own quota included.
-    pub cpu_centipercent: Option<u32>,
-    /// For memory.
-    pub memory_centipercent: Option<u32>,
-    /// For a block device of the host.
-    pub io_centipercent: Option<u32>,
 }
 
 /// A machine's life.
@@ -343,6 +311,18 @@ pub struct RunRequest {
     /// Start with the host.
     #[serde(default)]
     pub autostart: bool,
+    /// milliCPU that lathed leaves it at least of its own accord, no more than `cpu_milli`; `None`: 50.
+    #[serde(default)]
+    pub cpu_min_milli: Option<u64>,
+    /// Bytes, likewise, a multiple of 2 MiB; `None`: 64 MiB.
+    #[serde(default)]
+    pub memory_min_bytes: Option<u64>,
+    /// What is done about its future; `None`: as the host is configured.
+    #[serde(default)]
+    pub foresight: Option<foresight::ForesightMode>,
+    /// 0..=1000; `None`: as the host is configured.
+    #[serde(default)]
+    pub aggressiveness_permille: Option<u64>,
 }
 
 /// Where a disk comes from.
@@ -591,6 +571,9 @@ pub struct OperationView {
     pub outcome: ResizeOutcome,
     /// In words, why it ended so; while it is under way what is not in force yet.
     pub reason: String,
+    /// Who asked for it.
+    #[serde(default)]
+    pub by: foresight::AskedBy,
     /// Goes on after the deadline of another; it has none itself.
     pub background: bool,
     /// Milliseconds since the epoch.
@@ -779,6 +762,12 @@ pub struct HostView {
     /// Of each resource the machine that got least of what it asked for in the last 10 s, as far as any asked.
     #[serde(default)]
     pub worst_delivered: Vec<WorstDelivered>,
+    /// What is done about the future of machines that have no say of their own.
+    #[serde(default)]
+    pub foresight: foresight::ForesightMode,
+    /// How many machines are resized ahead of what they ask for, running or not.
+    #[serde(default)]
+    pub machines_sculpted: u64,
 }
 
 /// Who gets least of a resource.

@@ -1,6 +1,7 @@
 //! Every verb and option of `lathe`. Help, man page and completions are made from this one definition.
 
 pub mod by_hand;
+pub mod foresight;
 
 use std::io;
 use std::path::PathBuf;
@@ -95,8 +96,14 @@ pub enum Verb {
     ///
     /// What it asks for is measured from outside each second: CPU with what its quota held back, memory without what nobody uses, network
     /// with what waits, disk operations. A minute at a time it is forecast six minutes ahead: half of the time it asks for no more than p50,
-    /// in 95 of 100 cases for no more than p95; the text says how often that held. Nothing is resized for it
+    /// in 95 of 100 cases for no more than p95; the text says how often that held. With --mode on it is resized so, see lathe why
     Forecast(ForecastArgs),
+    /// Show what was decided about a machine's shape and why, and how good its forecasts were
+    ///
+    /// Every 5 seconds, and as soon as it asks for all that it has, it is weighed what a machine should have: what it would be short of against
+    /// what would lie idle, and what a change costs. With --foresight on it is resized so within its bounds; otherwise that is only said. Who
+    /// resizes a machine has the last word: it is left alone for 10 minutes, or until the time of a resize --for is over
+    Why(WhyArgs),
     /// Show peers and what they have to spare
     Peers,
     /// Check what this host has and lacks, with a fix for each
@@ -222,6 +229,9 @@ pub struct RunArgs {
     /// Start with the host
     #[arg(long)]
     pub autostart: bool,
+    /// What it becomes by itself
+    #[command(flatten)]
+    pub growth: foresight::GrowthArgs,
     /// Show what would be done, change nothing
     #[arg(long)]
     pub plan: bool,
@@ -387,6 +397,19 @@ pub struct ForecastArgs {
     /// What people say
     #[command(flatten)]
     pub by_hand: by_hand::ByHandArgs,
+    /// What is changed
+    #[command(flatten)]
+    pub settings: foresight::SettingArgs,
+}
+
+/// Options of `lathe why`.
+#[derive(Debug, Args)]
+pub struct WhyArgs {
+    /// Machine
+    pub name: String,
+    /// Only the last so many decisions [default: all that are remembered, 32 at most]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub last: Option<usize>,
 }
 
 /// Options of `lathe resize`.

@@ -3,6 +3,7 @@
 use http_body_util::BodyExt;
 use lathe_shard::{BitRate, Bytes, MilliCpu};
 
+use crate::api::wire::foresight::ForesightMode;
 use crate::api::wire::{
     DoctorReport, HostAmounts, HostView, PeerList, PeerView, Verdict as CheckVerdict, WorstDelivered,
 };
@@ -55,7 +56,23 @@ fn host_text(view: &HostView) -> String {
     text.push_str(&table.render());
     text.push_str(&format!("{} machines. Peers alive: {}.\n", view.machines, view.peers_alive));
     text.push_str(&worst_line(&view.worst_delivered));
+    text.push_str(&foresight_line(view));
     text
+}
+
+/// Whether machines are resized by themselves.
+fn foresight_line(view: &HostView) -> String {
+    let (all, sculpted) = (view.machines, view.machines_sculpted);
+    match (view.foresight, sculpted) {
+        (ForesightMode::Off, _) => "Foresight off: machines are not profiled.\n".to_owned(),
+        (mode, 0) => format!("Foresight {}: no machine is resized by itself.\n", mode.word()),
+        (mode, _) => {
+            format!(
+                "Foresight {}: {sculpted} of {all} machines are resized ahead of what they ask for.\n",
+                mode.word()
+            )
+        }
+    }
 }
 
 /// Who gets least of what it asks for.
@@ -166,8 +183,16 @@ mod tests {
     fn the_host_names_who_gets_least() {
         let mut host = fake::host();
         let line = "Least delivered of what was asked for in 10 s: cpu web 99.8 %.\n";
-        assert!(host_text(&host).ends_with(line));
+        assert!(host_text(&host).contains(line));
         host.worst_delivered.clear();
-        assert!(host_text(&host).ends_with("Peers alive: 0.\n"));
+        assert!(
+            host_text(&host)
+                .ends_with("Peers alive: 0.\nForesight observe: no machine is resized by itself.\n")
+        );
+        (host.machines_sculpted, host.foresight) = (1, ForesightMode::On);
+        assert!(
+            host_text(&host)
+                .ends_with("Foresight on: 1 of 1 machines are resized ahead of what they ask for.\n")
+        );
     }
 }

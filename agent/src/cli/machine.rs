@@ -106,6 +106,10 @@ async fn run_request(uploads: &mut Uploads<'_>, args: &RunArgs) -> Result<RunReq
         on_panic: args.on_panic.into(),
         watchdog: args.watchdog.map(Into::into),
         autostart: args.autostart,
+        cpu_min_milli: args.growth.cpu_min.map(|MilliCpu(milli)| milli),
+        memory_min_bytes: args.growth.memory_min.map(|Bytes(bytes)| bytes),
+        foresight: args.growth.foresight.map(Into::into),
+        aggressiveness_permille: args.growth.aggressiveness.map(u64::from),
     })
 }
 
@@ -288,6 +292,7 @@ fn show_text(view: &MachineView) -> String {
     text.push_str(&super::forecast::said::wanted(&view.wanted));
     text.push_str(&tier_line(view));
     text.push_str(&cores_line(view));
+    text.push_str(&future_line(view));
     text.push_str(&format!("source    {}\n", view.source));
     text.push_str(&format!(
         "vcpus     {}   held back {} in all\n",
@@ -337,6 +342,24 @@ fn tier_line(view: &MachineView) -> String {
         _ => String::new(),
     };
     format!("tier      {}{but}\n", view.tier.word())
+}
+
+/// What is done about its future, and how small or large it may become of it.
+fn future_line(view: &MachineView) -> String {
+    let bounds = |least: Option<String>, most: Option<String>, what: &str| match (least, most) {
+        (None, None) => String::new(),
+        (Some(least), None) => format!("   {what} {least} or more"),
+        (None, Some(most)) => format!("   {what} up to {most}"),
+        (Some(least), Some(most)) => format!("   {what} {least} to {most}"),
+    };
+    let milli = |amount: Option<u64>| amount.map(|milli| MilliCpu(milli).to_string());
+    let bytes = |amount: Option<u64>| amount.map(|bytes| Bytes(bytes).to_string());
+    format!(
+        "future    {}{}{}\n",
+        super::why::settings(&view.foresight),
+        bounds(milli(view.cpu_min_milli), milli(view.cpu_max_milli), "cpu"),
+        bounds(bytes(view.memory_min_bytes), bytes(view.memory_max_bytes), "memory")
+    )
 }
 
 /// The cores that it has to itself, and what there is to say of where it runs.

@@ -5,6 +5,7 @@
 //! - [`output`]: tables, amounts, errors as people read them
 //! - [`machine`], [`resize`], [`disk`], [`nic`], [`host`], [`uplink`], [`image`], [`cluster`]: the verbs
 //! - [`forecast`]: what a machine asked for and will ask for, drawn
+//! - [`why`]: what was decided about its shape
 //! - [`stream`]: `exec` and `console`
 //! - [`top`]: the screen that refreshes once a second
 //!
@@ -24,6 +25,7 @@ pub mod resize;
 pub mod stream;
 pub mod top;
 pub mod uplink;
+pub mod why;
 
 use crate::cli::args::{Cli, HostVerb, Verb};
 use crate::cli::client::Client;
@@ -82,6 +84,7 @@ pub async fn execute(cli: Cli) -> Verdict {
         Verb::Host { verb: Some(HostVerb::Uplink(verb)) } => uplink::uplink(&client, json, verb).await,
         Verb::Top(args) => top::top(&client, json, &cli.socket, &args).await,
         Verb::Forecast(args) => forecast::forecast(&client, json, &args).await,
+        Verb::Why(args) => why::why(&client, json, &args).await,
         Verb::Peers => host::peers(&client, json).await,
         Verb::Doctor => host::doctor(&client, json).await,
         Verb::Events => host::events(&client).await,

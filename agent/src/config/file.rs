@@ -11,7 +11,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use super::{Api, Cluster, Config, ConfigError, Host, Launcher, Machines, Network, Overcommit, Reserve};
-use crate::foresight::Mode;
+use crate::foresight::{self, MAX_AGGRESSIVENESS, Mode};
 
 /// Longest a machine may take to power off when the host goes down; the units' `TimeoutStopSec` is above it.
 const MAX_SHUTDOWN_TIMEOUT_SEC: u32 = 300;
@@ -83,7 +83,10 @@ section!(MachinesFile {
     guest: PathBuf, "absolute";
     modules_root: PathBuf, "absolute";
 });
-section!(ForesightFile { mode: Mode, "foresight_mode"; });
+section!(ForesightFile {
+    mode: Mode, "foresight_mode";
+    aggressiveness: u16, "aggressiveness";
+});
 section!(ClusterFile {
     listen: SocketAddr, "parsed";
     advertise: Option<IpAddr>, "parsed_or_empty";
@@ -171,7 +174,13 @@ impl File {
                 guest: or_path(self.machines.guest, "/usr/lib/lathe/lathe-guest"),
                 modules_root: or_path(self.machines.modules_root, "/lib/modules"),
             },
-            foresight: self.foresight.mode.unwrap_or_default(),
+            foresight: foresight::Settings {
+                mode: self.foresight.mode.unwrap_or_default(),
+                aggressiveness_permille: self
+                    .foresight
+                    .aggressiveness
+                    .unwrap_or(foresight::Settings::default().aggressiveness_permille),
+            },
             cluster: Cluster {
                 listen: self.cluster.listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 7946))),
                 advertise: self.cluster.advertise.flatten(),
@@ -306,8 +315,20 @@ fn foresight_mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<M
     match text(deserializer)?.as_str() {
         "off" => Ok(Some(Mode::Off)),
         "observe" => Ok(Some(Mode::Observe)),
-        other => Err(D::Error::custom(format!("\"{other}\": must be off or observe"))),
+        "on" => Ok(Some(Mode::On)),
+        other => Err(D::Error::custom(format!("\"{other}\": must be off, observe or on"))),
     }
+}
+
+/// A number of at most three decimals, in thousandths.
+fn aggressiveness<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u16>, D::Error> {
+    let number = f64::deserialize(deserializer)?;
+    let permille = (number * 1000.0).round();
+    if !(0.0..=f64::from(MAX_AGGRESSIVENESS)).contains(&permille) {
+        return Err(D::Error::custom(format!("{number}: must be 0.0 (careful) to 1.0 (close to demand)")));
+    }
+    // In that range, and whole.
+    Ok(Some(permille as u16))
 }
 
 fn shutdown_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use lathe_netshape::{Prefix, Service};
 use lathe_shard::{Bytes, MilliCpu};
 
-use crate::foresight::Mode;
+use crate::foresight;
 
 /// Exit status of lathed when its configuration is wrong (`EX_CONFIG` of sysexits.h).
 pub const EXIT_CONFIG: u8 = 78;
@@ -46,8 +46,8 @@ pub struct Config {
     pub allowed_disks: Vec<PathBuf>,
     /// `[machines]`.
     pub machines: Machines,
-    /// `[foresight] mode`.
-    pub foresight: Mode,
+    /// `[foresight]`.
+    pub foresight: foresight::Settings,
     /// `[cluster]`.
     pub cluster: Cluster,
     /// `[log] level`.

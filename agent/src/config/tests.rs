@@ -33,7 +33,7 @@ fn the_shipped_example_repeats_the_defaults() {
     assert_eq!(Config::load(root.path()).unwrap(), Config::default());
     assert_eq!(Config::load_file(&root.path().join("all.toml")).unwrap(), Config::default());
     let keys = every_value_set.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')).count();
-    assert_eq!(keys, 34, "a new option belongs into systemd/lathe.toml, lathe.toml(5) and this number");
+    assert_eq!(keys, 35, "a new option belongs into systemd/lathe.toml, lathe.toml(5) and this number");
 }
 
 /// `#key = value` without its mark; prose stays a comment.
@@ -64,6 +64,14 @@ fn overcommit_is_counted_in_thousandths() {
     let overcommit = Config::load(root.path()).unwrap().overcommit;
     assert_eq!((overcommit.cpu_permille, overcommit.memory_permille), (1250, 2000));
     assert_eq!(overcommit.disk_permille, 1000);
+}
+
+#[test]
+fn foresight_is_turned_on_and_aggressiveness_counted_in_thousandths() {
+    let root = root(&[("etc/lathe/lathe.toml", "[foresight]\nmode = \"on\"\naggressiveness = 0.125")]);
+    let set = Config::load(root.path()).unwrap().foresight;
+    assert_eq!((set.mode, set.aggressiveness_permille), (foresight::Mode::On, 125));
+    assert_eq!(Config::default().foresight.mode, foresight::Mode::Observe);
 }
 
 #[test]
@@ -111,7 +119,9 @@ fn what_is_wrong_is_named_with_file_and_line() {
         ("[machines]\nshutdown_timeout_sec = 0", "2: 0 seconds: must be 1 to 300"),
         ("[machines]\nshutdown_timeout_sec = 4000000000000", "2: 4000000000000 seconds"),
         ("[disks]\nallowed = [\"/a\", \"b\"]", "2: \"b\": must be an absolute path"),
-        ("[foresight]\nmode = \"on\"", "2: \"on\": must be off or observe"),
+        ("[foresight]\nmode = \"maybe\"", "2: \"maybe\": must be off, observe or on"),
+        ("[foresight]\naggressiveness = 1.001", "2: 1.001: must be 0.0 (careful) to 1.0"),
+        ("[foresight]\naggressiveness = nan", "2: NaN: must be 0.0"),
         ("[cluster]\nlisten = \"everywhere\"", "2: \"everywhere\": "),
         ("[log\nlevel = 1", "1: "),
         ("[log]\nlevel = 1", "2: "),

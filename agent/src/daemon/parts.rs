@@ -133,10 +133,10 @@ mod tests {
         config.host.name = Some("Web-03".to_owned());
         config.reserve.cpu = lathe_shard::MilliCpu(700);
         config.cluster.region = "attic".to_owned();
-        config.foresight = Mode::Off;
+        config.foresight.mode = Mode::Off;
         let core = core_config(&config, Arc::new(NoImages)).unwrap();
         assert_eq!((core.host_name.as_str(), core.reserve.cpu_milli), ("web-03", 700));
-        assert_eq!((core.network.unwrap().bridge.as_str(), core.foresight), ("lathe0", Mode::Off));
+        assert_eq!((core.network.unwrap().bridge.as_str(), core.foresight.mode), ("lathe0", Mode::Off));
         let peers = peer_config(&config).unwrap();
         assert_eq!((peers.name.as_str(), peers.region.as_str()), ("web-03", "attic"));
         config.network.enabled = false;

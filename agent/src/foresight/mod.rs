@@ -14,9 +14,11 @@
 //! | [`inside`] | what a guest says of itself and wants, made fit to be used |
 //! | [`by_hand`] | what people say: a blueprint, events |
 //! | [`kept`] | the same as bytes, for the store |
+//! | [`account`] | how grants met what was asked for, over a day |
 //!
 //! Pure: times and readings come in. It decides nothing about machines; whoever does (`machines::foresee`) finds here what they need.
 
+pub mod account;
 pub mod by_hand;
 pub mod demand;
 pub mod forecaster;
@@ -32,10 +34,30 @@ pub use self::profile::Profile;
 pub enum Mode {
     /// Nothing is profiled.
     Off,
-    /// Machines are profiled and forecast; nothing is changed for it.
+    /// Machines are profiled and forecast, and it is said what would be done; nothing is changed for it.
     #[default]
     Observe,
+    /// Machines are resized ahead of what they are likely to ask for.
+    On,
 }
+
+/// What a host does about the future of machines that have no say of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// What is done.
+    pub mode: Mode,
+    /// 0: careful, keeps more and changes seldom; 1000: close to what is asked for.
+    pub aggressiveness_permille: u16,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { mode: Mode::default(), aggressiveness_permille: 500 }
+    }
+}
+
+/// Largest aggressiveness.
+pub const MAX_AGGRESSIVENESS: u16 = 1000;
 
 impl Mode {
     /// As the configuration and the API write it.
@@ -43,6 +65,7 @@ impl Mode {
         match self {
             Self::Off => "off",
             Self::Observe => "observe",
+            Self::On => "on",
         }
     }
 }

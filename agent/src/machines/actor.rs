@@ -22,7 +22,8 @@ use super::life::{self, Decision, Effect, End, EndKind, Event, Life, Refused, Ru
 use super::nics::{self, NicChange, Unplugs};
 use super::resize::Shaper;
 use super::sight::Sight;
-use super::{files, guest, inside, resize, shape, uplink};
+use super::{files, guest, inside, resize, sculpt, shape, uplink};
+use crate::api::wire::foresight::{AskedBy, ForesightRequest};
 use crate::api::wire::{OnTrouble, OperationView, ResizeRequest, ResizeView};
 use crate::host::books::Grant;
 use crate::monitor::Notice;
@@ -52,7 +53,9 @@ pub enum Ask {
     /// An event from outside; answered when it was decided, not when it is done.
     Event(Event, oneshot::Sender<Result<(), Problem>>),
     /// A change of shape, with the revision it is based on; answered when it has ended or goes on without the host.
-    Resize(ResizeRequest, Option<u64>, oneshot::Sender<Result<ResizeView, Problem>>),
+    Resize(AskedBy, ResizeRequest, Option<u64>, oneshot::Sender<Result<ResizeView, Problem>>),
+    /// Another say of its own about its future; answered when it is stored.
+    Foresight(ForesightRequest, oneshot::Sender<Result<(), Problem>>),
     /// Goes on after a restart of lathed; answered when it is decided how.
     Resume {
         /// The host has booted since.
@@ -181,8 +184,11 @@ impl Actor {
                     self.carry_out(decision.effects).await;
                 }
             }
-            Ask::Resize(request, revision, reply) => {
-                let _ = reply.send(resize::resize(self, &request, revision).await);
+            Ask::Resize(by, request, revision, reply) => {
+                let _ = reply.send(resize::resize(self, by, &request, revision).await);
+            }
+            Ask::Foresight(request, reply) => {
+                let _ = reply.send(sculpt::set(self, &request).await);
             }
             Ask::Resume { reboot, decided } => self.resume(reboot, decided).await,
             Ask::Cancel(number, reply) => {

@@ -67,9 +67,9 @@ async fn change(
     code: &'static str,
     edit: impl FnOnce(&mut ByHand) -> Result<(), Problem>,
 ) -> Result<ByHandView, Problem> {
-    foresee::is_on(core, name)?;
     let _one_at_a_time = core.saying.lock().await;
     let entry = core.entry(name)?;
+    foresee::is_on(core, &entry)?;
     let now = unix_sec();
     let mut said = entry.profile(|profile| profile.by_hand.clone());
     said.tidy(now);

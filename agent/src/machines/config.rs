@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::foresight::Mode;
+use crate::foresight;
 pub use crate::host::books::{Overcommit, Reserve};
 pub use crate::network::NetworkConfig;
 use crate::problem::{Kind, Problem};
@@ -36,7 +36,7 @@ pub struct CoreConfig {
     /// Files and folders that a request may name as disks.
     pub allowed_disks: Vec<PathBuf>,
     /// What is done about the future.
-    pub foresight: Mode,
+    pub foresight: foresight::Settings,
     /// Imported images.
     pub images: Arc<dyn ImageSource>,
 }
@@ -124,7 +124,7 @@ pub(crate) mod tests {
             reserve: Reserve { cpu_milli: 0, memory_bytes: 0, disk_bytes: 0 },
             overcommit: Overcommit::default(),
             allowed_disks: Vec::new(),
-            foresight: Mode::Observe,
+            foresight: foresight::Settings::default(),
             images: Arc::new(NoImages),
         }
     }
@@ -141,6 +141,10 @@ pub(crate) mod tests {
             net: false,
             iops: None,
             tier: Tier::Standard,
+            foresight: None,
+            aggressiveness_permille: None,
+            cpu_min_milli: None,
+            memory_min_bytes: None,
             cores: Cores::Shared,
             image: None,
             kernel: None,

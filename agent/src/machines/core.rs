@@ -17,6 +17,7 @@ use super::enforced::Enforced;
 use super::iomax::IoWalls;
 use super::life::Life;
 use super::record::{Disk, Record};
+use super::sculpt::{Sculpted, Sculpting};
 use super::shape::Force;
 use super::sight::Sight;
 use super::spec;
@@ -24,7 +25,7 @@ use super::tiers::Standings;
 use super::uplink::Sharing;
 use super::walls::Walls;
 use crate::api::wire::{EventView, HostResources, SCHEMA};
-use crate::foresight::Profile;
+use crate::foresight::{self, Profile};
 use crate::host::Probe;
 use crate::host::books::Books;
 use crate::launcher::{Launched, Launcher};
@@ -71,6 +72,8 @@ pub struct Core {
     pub(super) enforced: Enforced,
     /// What stands behind the limits of disks.
     pub(super) io_walls: IoWalls,
+    /// What all machines share of being sculpted.
+    pub(super) sculpting: Sculpting,
     used: Mutex<Shape>,
 }
 
@@ -112,6 +115,10 @@ pub struct Entry {
     shared: Mutex<Shared>,
     /// What it asked for over time; never locked while `shared` is.
     profile: Mutex<Profile>,
+    /// What was decided about it, and what came of that; locked after `profile`, never while `shared` is.
+    sculpted: Mutex<Sculpted>,
+    /// What the host does about the future of machines that have no say of their own.
+    pub(super) host_foresight: foresight::Settings,
 }
 
 /// What is known of a machine now.
@@ -212,7 +219,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Entry {
-    pub(super) fn new(record: Record, folder: &Path, asks: mpsc::Sender<Ask>) -> Self {
+    pub(super) fn new(
+        record: Record,
+        folder: &Path,
+        asks: mpsc::Sender<Ask>,
+        host_foresight: foresight::Settings,
+    ) -> Self {
         Self {
             name: record.name.clone(),
             asks,
@@ -244,6 +256,8 @@ impl Entry {
             }),
             guest_network: tokio::sync::Mutex::new(()),
             profile: Mutex::default(),
+            sculpted: Mutex::default(),
+            host_foresight,
         }
     }
 
@@ -255,6 +269,16 @@ impl Entry {
     /// Looks at, or changes, what is known of it over time; never held over an await.
     pub(super) fn profile<T>(&self, look: impl FnOnce(&mut Profile) -> T) -> T {
         look(&mut lock(&self.profile))
+    }
+
+    /// Looks at, or changes, what was decided about it; never held over an await.
+    pub(super) fn sculpted<T>(&self, look: impl FnOnce(&mut Sculpted) -> T) -> T {
+        look(&mut lock(&self.sculpted))
+    }
+
+    /// What is done about its future.
+    pub(super) fn foresight(&self) -> foresight::Settings {
+        self.with(|shared| shared.record.foresight.on(self.host_foresight))
     }
 
     /// Waits until the machine's state satisfies `wanted`.
@@ -297,6 +321,7 @@ impl Core {
             heartbeat: watch::Sender::new(Instant::now()),
             enforced: Enforced::default(),
             io_walls: IoWalls::default(),
+            sculpting: Sculpting::default(),
             used: Mutex::new(Shape::default()),
         })
     }

@@ -45,12 +45,13 @@ fn usec(core: &Core, at: Instant) -> u64 {
 
 /// Takes in what has just been sampled of every machine.
 pub(super) fn take(core: &Core) {
-    if core.config.foresight == Mode::Off {
+    if core.config.foresight.mode == Mode::Off {
         return;
     }
     let (at_sec, at_usec) = (now_sec(), usec(core, Instant::now()));
     for entry in core.entries() {
-        let reading = entry.with(|shared| reading(core, shared));
+        let is_off = entry.foresight().mode == Mode::Off;
+        let reading = entry.with(|shared| reading(core, shared)).filter(|_| !is_off);
         entry.profile(|profile| match reading {
             Some(reading) => profile.take(at_sec, at_usec, reading),
             None => profile.lose(),
@@ -97,7 +98,7 @@ fn reading(core: &Core, shared: &Shared) -> Option<Reading> {
 
 /// Puts back what was known when lathed ended.
 pub(super) fn restore(core: &Core, pasts: Vec<Past>) {
-    if core.config.foresight == Mode::Off {
+    if core.config.foresight.mode == Mode::Off {
         return;
     }
     for past in pasts {
@@ -120,7 +121,7 @@ pub(super) fn restore(core: &Core, pasts: Vec<Past>) {
 
 /// Asks, learns and keeps until lathed ends.
 pub(super) async fn run(core: Arc<Core>) {
-    if core.config.foresight == Mode::Off {
+    if core.config.foresight.mode == Mode::Off {
         return;
     }
     let (mut minute, mut trouble) = (now_sec() / MINUTE, String::new());
@@ -220,8 +221,7 @@ pub(super) async fn keep(core: &Arc<Core>) -> Result<(), Problem> {
 /// `no-such-machine`, `foresight-off`.
 pub(super) fn view(core: &Core, name: &str) -> Result<ForecastView, Problem> {
     let entry = core.entry(name)?;
-    let mode = core.config.foresight;
-    is_on(core, name)?;
+    let mode = is_on(core, &entry)?;
     let machine = shown::machine(&entry);
     let (now, at_usec) = (now_sec(), usec(core, Instant::now()));
     let of = |profile: &mut Profile| {
@@ -248,15 +248,28 @@ pub(super) fn view(core: &Core, name: &str) -> Result<ForecastView, Problem> {
     })
 }
 
-/// Refuses what needs profiles where there are none.
-pub(super) fn is_on(core: &Core, name: &str) -> Result<(), Problem> {
-    if core.config.foresight != Mode::Off {
-        return Ok(());
+/// How a machine is foreseen; refused where it is not.
+///
+/// # Errors
+/// `foresight-off`.
+pub(super) fn is_on(core: &Core, entry: &Entry) -> Result<Mode, Problem> {
+    match entry.foresight().mode {
+        Mode::Off => Err(is_off(core, &entry.name)),
+        mode => Ok(mode),
+    }
+}
+
+/// It is not profiled.
+fn is_off(core: &Core, name: &str) -> Problem {
+    if core.config.foresight.mode != Mode::Off {
+        let message = format!("{name} has no forecast: its own mode is off");
+        return Problem::new(Kind::Conflict, "foresight-off", message)
+            .fix(format!("lathe forecast {name} --mode observe"));
     }
     let message = format!("{name} has no forecast: this host does not profile its machines");
-    Err(Problem::new(Kind::Conflict, "foresight-off", message)
+    Problem::new(Kind::Conflict, "foresight-off", message)
         .detail("[foresight] mode is off in the configuration of lathed")
-        .fix("set it to \"observe\", then: sudo systemctl restart lathed"))
+        .fix("set it to \"observe\", then: sudo systemctl restart lathed")
 }
 
 fn of_track(

@@ -29,7 +29,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Asks until the connection ends; a guest agent that cannot be asked is only listened to, for its end.
 pub(super) async fn follow(core: &Core, entry: &Entry, stream: &mut UnixStream, version: u32) {
-    if version >= SINCE_VERSION && core.config.foresight != Mode::Off {
+    if version >= SINCE_VERSION && core.config.foresight.mode != Mode::Off {
         match ask_on(core, entry, stream).await {
             // It may end the connection by that, or go on: nothing more is asked of it.
             Ok(()) => {}
@@ -49,8 +49,9 @@ async fn ask_on(core: &Core, entry: &Entry, stream: &mut UnixStream) -> io::Resu
     let mut settled: Vec<Settled> = Vec::new();
     loop {
         let begun = Instant::now();
-        // What is paused could not answer.
-        if entry.with(|shared| shared.record.life.state() == MachineState::Running) {
+        // What is paused could not answer, and of what is not profiled nobody wants to know.
+        let runs = entry.with(|shared| shared.record.life.state() == MachineState::Running);
+        if runs && entry.foresight().mode != Mode::Off {
             let request = Request::Inside { settled: std::mem::take(&mut settled) };
             settled = match guest::ask_patiently(stream, &request).await? {
                 Response::Inside(inside) => take(core, entry, *inside),
@@ -65,9 +66,9 @@ async fn ask_on(core: &Core, entry: &Entry, stream: &mut UnixStream) -> io::Resu
 fn take(core: &Core, entry: &Entry, inside: Inside) -> Vec<Settled> {
     let bounds = entry.with(|shared| bounds(core, shared));
     let at_usec = sample::usec(core, Instant::now());
-    let note = match core.config.foresight {
+    let note = match entry.foresight().mode {
         Mode::Observe => "the host only observes: nothing is resized for it by itself",
-        _ => "",
+        Mode::Off | Mode::On => "",
     };
     entry.profile(|profile| profile.word.take(at_usec, inside, &bounds, note))
 }

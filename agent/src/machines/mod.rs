@@ -22,6 +22,7 @@
 //! | `cores` | who runs on which of the host's CPUs |
 //! | `walls` | the CPU that a whole machine may use, and what of it its monitor needs |
 //! | `foresee` | what they ask for over time, and will ask for |
+//! | `sculpt` | resized ahead of that, and why |
 //! | `inside` | what their guest agents tell of it, and want |
 //! | `by_hand` | what people say of it |
 //! | `sight` | whether they get what they are granted while they want it |
@@ -50,6 +51,7 @@ pub mod record;
 mod relief;
 mod resize;
 mod sample;
+mod sculpt;
 pub mod shape;
 mod sight;
 pub mod spec;
@@ -90,6 +92,7 @@ pub use self::config::{
 pub use self::console::ConsoleHandle;
 pub use self::disks::{DiskChange, DiskChanged};
 pub use self::nics::{NicChange, NicChanged};
+pub use self::sculpt::{Came as SculptCame, Counts as SculptCounts};
 pub use self::tiers::SLICE;
 
 use self::actor::{ASK_QUEUE, Actor, Ask};
@@ -98,10 +101,12 @@ use self::life::{Event, Life};
 use self::record::Record;
 use crate::api::wire::by_hand::{AnnounceRequest, BlueprintRequest, ByHandView};
 use crate::api::wire::forecast::ForecastView;
+use crate::api::wire::foresight::{AskedBy, ForesightRequest, WhyView};
 use crate::api::wire::{
     EventView, HostResources, HostView, MachineState, MachineView, OperationList, OperationView, PlanView,
     Removed, ResizeOutcome, ResizeRequest, ResizeView, RunRequest, SCHEMA, StopRequest,
 };
+use crate::foresight::Mode;
 use crate::host::books::Grant;
 use crate::problem::{Kind, Problem};
 use crate::store::Change;
@@ -254,7 +259,7 @@ impl Machines {
         let begin = Instant::now();
         let wait = request.wait_msec.map(|msec| Duration::from_millis(msec.min(resize::MAX_DEADLINE_MSEC)));
         let (reply, result) = oneshot::channel();
-        let asked = entry.asks.send(Ask::Resize(request, if_revision, reply)).await;
+        let asked = entry.asks.send(Ask::Resize(AskedBy::Person, request, if_revision, reply)).await;
         asked.map_err(|_| gone(name))?;
         let view = result.await.map_err(|_| gone(name))??;
         let Some((_, number)) = view::parse_operation_id(&view.operation) else { return Ok(view) };
@@ -274,6 +279,31 @@ impl Machines {
     /// `no-such-machine`, `foresight-off`.
     pub async fn forecast(&self, name: &str) -> Result<ForecastView, Problem> {
         foresee::view(&self.core, name)
+    }
+
+    /// Changes what a machine has of its own about its future.
+    ///
+    /// # Errors
+    /// `no-such-machine`, `bad-amount`, `store`.
+    pub async fn set_foresight(&self, name: &str, request: ForesightRequest) -> Result<MachineView, Problem> {
+        let entry = self.core.entry(name)?;
+        let (reply, result) = oneshot::channel();
+        entry.asks.send(Ask::Foresight(request, reply)).await.map_err(|_| gone(name))?;
+        result.await.map_err(|_| gone(name))??;
+        Ok(view::machine(&entry))
+    }
+
+    /// The last decisions about a machine's shape, and how good its forecasts were.
+    ///
+    /// # Errors
+    /// `no-such-machine`, `foresight-off`.
+    pub async fn why(&self, name: &str) -> Result<WhyView, Problem> {
+        sculpt::why::view(&self.core, name)
+    }
+
+    /// What was decided about all machines' shapes, and what became of it, since lathed started.
+    pub fn sculpted(&self) -> SculptCounts {
+        self.core.sculpting.counts()
     }
 
     /// Says by hand what a machine will ask for.
@@ -559,6 +589,9 @@ impl Machines {
             psi_memory_centipercent: core.probe.pressure("memory"),
             psi_io_centipercent: core.probe.pressure("io"),
             worst_delivered: view::worst_delivered(&entries),
+            foresight: core.config.foresight.mode.into(),
+            machines_sculpted: entries.iter().filter(|entry| entry.foresight().mode == Mode::On).count()
+                as u64,
         }
     }
 
@@ -620,6 +653,6 @@ impl Core {
         record.name_drives();
         let (sender, asks) = mpsc::channel(ASK_QUEUE);
         let folder = self.config.machine_dir(&record.name);
-        (Arc::new(Entry::new(record, &folder, sender)), asks)
+        (Arc::new(Entry::new(record, &folder, sender, self.config.foresight)), asks)
     }
 }

@@ -9,7 +9,9 @@ use lathe_shard::{BitRate, Bytes, MilliCpu, Shape};
 use super::life::Life;
 use super::shape::{Ended, Holds, Operation};
 use super::spec::MAX_VCPUS;
+use crate::api::wire::foresight::ForesightMode;
 use crate::api::wire::{Cores, OnTrouble, RestartPolicy, Tier};
+use crate::foresight::{self, Mode};
 use crate::host::books::Grant;
 
 /// Operations that are over and still remembered.
@@ -55,6 +57,18 @@ pub struct Record {
     /// Most bytes of memory that it may ever have; otherwise what the host has.
     #[serde(default)]
     pub memory_max_bytes: Option<u64>,
+    /// Least milliCPU that lathed leaves it of its own accord; otherwise what any machine must have.
+    #[serde(default)]
+    pub cpu_min_milli: Option<u64>,
+    /// The same of memory, bytes.
+    #[serde(default)]
+    pub memory_min_bytes: Option<u64>,
+    /// What it has of its own about what is done of its future.
+    #[serde(default)]
+    pub foresight: Foresight,
+    /// When somebody resized it last, milliseconds since the epoch; 0: never, or an earlier release.
+    #[serde(default)]
+    pub asked_unix_msec: u64,
     /// What its present monitor was started with; `None` while it is off.
     #[serde(default)]
     pub booted: Option<Booted>,
@@ -85,6 +99,28 @@ pub struct Record {
     /// How often its monitor was restarted by policy.
     #[serde(default)]
     pub restarts: u64,
+}
+
+/// What is done about a machine's future; what is absent is as the host is configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foresight {
+    /// What is done.
+    #[serde(default)]
+    pub mode: Option<ForesightMode>,
+    /// How close to what it asks for, 0..=1000.
+    #[serde(default)]
+    pub aggressiveness_permille: Option<u16>,
+}
+
+impl Foresight {
+    /// What counts on this host: a host that is off has the last word.
+    pub fn on(self, host: foresight::Settings) -> foresight::Settings {
+        let own = self.mode.map_or(host.mode, Mode::from);
+        foresight::Settings {
+            mode: if host.mode == Mode::Off { Mode::Off } else { own },
+            aggressiveness_permille: self.aggressiveness_permille.unwrap_or(host.aggressiveness_permille),
+        }
+    }
 }
 
 /// A shape that somebody asked for.
@@ -479,6 +515,7 @@ pub fn vcpus_for(cpu_milli: u64) -> u32 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::api::wire::foresight::AskedBy;
     use crate::machines::shape::AtDeadline;
 
     pub(crate) fn record(name: &str) -> Record {
@@ -503,6 +540,10 @@ pub(crate) mod tests {
             holds: None,
             cpu_max_milli: None,
             memory_max_bytes: None,
+            cpu_min_milli: None,
+            memory_min_bytes: None,
+            foresight: Foresight::default(),
+            asked_unix_msec: 0,
             booted: None,
             source: Source {
                 kernel: Kernel::Host,
@@ -559,6 +600,7 @@ pub(crate) mod tests {
             target: machine.desired,
             before,
             base_revision: 1,
+            by: AskedBy::default(),
             began: 0,
             deadline,
             at_deadline: AtDeadline::Revert,
@@ -582,6 +624,20 @@ pub(crate) mod tests {
         machine.life = Life::Stopped { reason: String::new() };
         assert_eq!(machine.held().cpu, MilliCpu(0));
         assert_eq!(machine.held().disk, Bytes(1 << 30), "its disk stays");
+    }
+
+    #[test]
+    fn a_machine_has_its_own_say_unless_its_host_is_off() {
+        let host = |mode| foresight::Settings { mode, aggressiveness_permille: 300 };
+        let own = |mode| Foresight { mode, aggressiveness_permille: None };
+        let mode = |of: Option<ForesightMode>, on| own(of).on(host(on)).mode;
+        assert_eq!(mode(None, Mode::On), Mode::On);
+        assert_eq!(mode(Some(ForesightMode::Observe), Mode::On), Mode::Observe);
+        assert_eq!(mode(Some(ForesightMode::On), Mode::Observe), Mode::On);
+        assert_eq!(mode(Some(ForesightMode::On), Mode::Off), Mode::Off);
+        let eager = Foresight { aggressiveness_permille: Some(0), ..own(None) };
+        assert_eq!(eager.on(host(Mode::On)).aggressiveness_permille, 0);
+        assert_eq!(own(None).on(host(Mode::On)).aggressiveness_permille, 300);
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::actor::Ask;
 use super::core::{Core, Entry};
 use super::shape;
 use super::spec::MIN_MEMORY_BYTES;
+use crate::api::wire::foresight::AskedBy;
 use crate::api::wire::{MachineState, ResizeRequest, Tier};
 use crate::host::MemoryNow;
 
@@ -171,7 +172,7 @@ async fn take(core: &Core, name: &str, memory_bytes: u64, available: u64) {
         ..ResizeRequest::default()
     };
     let (reply, result) = oneshot::channel();
-    if entry.asks.send(Ask::Resize(request, None, reply)).await.is_err() {
+    if entry.asks.send(Ask::Resize(AskedBy::Lathed, request, None, reply)).await.is_err() {
         return;
     }
     match result.await {

@@ -26,8 +26,9 @@ use super::shape::{
     self, AtDeadline, Effect, Ended, Event, Force, Holds, Operation, Outcome, Report, Standing, Step,
 };
 use super::{cores, guest, iomax, sample, spec, view};
+use crate::api::wire::foresight::AskedBy;
 use crate::api::wire::{
-    Cores, DeadlineAction, OperationView, ResizeOutcome, ResizeRequest, ResizeView, Tier,
+    Cores, DeadlineAction, MachineState, OperationView, ResizeOutcome, ResizeRequest, ResizeView, Tier,
 };
 use crate::monitor::MonitorError;
 use crate::problem::{Kind, Problem};
@@ -164,12 +165,16 @@ fn back_after(record: &Record, request: &ResizeRequest, now: u64) -> Option<Back
 /// `revision`, `machine-busy`, `bad-amount`, `…-over-capacity`, `store`; then nothing changed.
 pub(super) async fn resize(
     actor: &mut Actor,
+    by: AskedBy,
     request: &ResizeRequest,
     revision: Option<u64>,
 ) -> Result<ResizeView, Problem> {
     let begin = Instant::now();
     let record = actor.entry.with(|shared| shared.record.clone());
     let target = target(&record, request)?;
+    if by == AskedBy::Sculptor {
+        check_undisturbed(&record, request)?;
+    }
     // The same again, perhaps because the first answer got lost, joins what is under way.
     if let Some(operation) = &record.operation
         && operation.deadline.is_some()
@@ -186,12 +191,13 @@ pub(super) async fn resize(
     let short = actor.shape.state.shortfalls(actor.core.now_msec());
     if target == record.desired && record.operation.is_none() && short.iter().all(|short| short.until_restart)
     {
-        let reason = shape::words(&short);
-        let number = record.operations;
+        // That it is to stay so is a word of theirs, too.
+        noted(actor, by);
+        let (reason, number) = (shape::words(&short), record.operations);
         return Ok(view::resize(&actor.entry, number, ResizeOutcome::Unchanged, reason, begin.elapsed()));
     }
     let before = lower_ceiling(actor, target.cpu_milli);
-    let intent = match intend(actor, &record, request, target).await {
+    let intent = match intend(actor, by, &record, request, target).await {
         Ok(intent) => intent,
         Err(problem) => {
             if let Some(before) = before {
@@ -214,6 +220,43 @@ pub(super) async fn resize(
     actor.shape.unpublished = Some(Box::new(record));
     happen(actor, Event::Asked(operation)).await?;
     Ok(view::resized(&actor.entry, number, Some(begin.elapsed())))
+}
+
+/// A person has had a word about its shape; stored with the next change.
+fn noted(actor: &Actor, by: AskedBy) {
+    if by == AskedBy::Person {
+        let now = actor.core.now_msec();
+        actor.entry.with(|shared| shared.record.asked_unix_msec = now);
+    }
+}
+
+/// What lathed makes of a forecast waits for what somebody asked for: an operation under way, and what goes back at some time.
+///
+/// # Errors
+/// `machine-busy`.
+fn check_undisturbed(record: &Record, request: &ResizeRequest) -> Result<(), Problem> {
+    let busy = |what: &str| {
+        let message = format!("{} is not sculpted now: {what}", record.name);
+        Problem::new(Kind::Conflict, "machine-busy", message)
+    };
+    if record.life.state() != MachineState::Running {
+        return Err(busy("it does not run"));
+    }
+    let own = |operation: &Operation| operation.by == AskedBy::Sculptor && operation.deadline.is_none();
+    if record.operation.as_ref().is_some_and(|operation| !own(operation)) {
+        return Err(busy("a change of its shape is under way"));
+    }
+    let back = record.back.unwrap_or_default();
+    let timed = [
+        (request.cpu_milli, back.cpu_milli),
+        (request.memory_bytes, back.memory_bytes),
+        (request.net_bit_per_sec, back.net_bit_per_sec),
+        (request.iops, back.iops),
+    ];
+    if timed.iter().any(|(asked, back)| asked.is_some() && back.is_some()) {
+        return Err(busy("what it has was asked for a time"));
+    }
+    Ok(())
 }
 
 /// A quota that falls does so before the intent is stored, which takes longer than all else: nobody else was promised what it frees yet, and
@@ -266,6 +309,7 @@ fn limit_cpu(
 /// Reserves and stores what is about to happen; nothing has happened when this fails.
 async fn intend(
     actor: &Actor,
+    by: AskedBy,
     record: &Record,
     request: &ResizeRequest,
     target: Desired,
@@ -276,13 +320,19 @@ async fn intend(
     intent.desired = target;
     intent.revision += 1;
     intent.operations += 1;
-    intent.undo = Some(record.desired);
+    match by {
+        // Undone is what somebody asked for, not what was made of it since.
+        AskedBy::Sculptor => {}
+        AskedBy::Lathed => intent.undo = Some(record.desired),
+        AskedBy::Person => (intent.undo, intent.asked_unix_msec) = (Some(record.desired), now),
+    }
     intent.back = back_after(record, request, now);
     intent.operation = Some(Operation {
         number: intent.operations,
         target,
         before: record.desired,
         base_revision: record.revision,
+        by,
         began: now,
         deadline: Some(now.saturating_add(deadline)),
         at_deadline: match request.deadline_action {
@@ -313,6 +363,7 @@ pub(super) async fn cancel(actor: &mut Actor, number: u64) -> Result<OperationVi
     let mut back = record.clone();
     back.resizing = Some(operation.before);
     actor.core.with_books(|books| books.set(&record.name, back.booking()))?;
+    noted(actor, AskedBy::Person);
     happen(actor, Event::Cancel).await?;
     view::operation(&actor.entry, number)
 }
@@ -337,7 +388,7 @@ async fn go_back(actor: &mut Actor, back: Back) {
     let request =
         ResizeRequest { cpu_milli, memory_bytes, net_bit_per_sec, iops, tier, ..ResizeRequest::default() };
     let name = actor.entry.name.clone();
-    match resize(actor, &request, None).await {
+    match resize(actor, AskedBy::Lathed, &request, None).await {
         Ok(_) => {
             actor.core.tell("resize-back", &name, format!("{name}: the time of its last change is over"));
             // Nothing to change: then nothing has forgotten it either.

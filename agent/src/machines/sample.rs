@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use super::core::{Core, DiskUse, Entry, Usage, rate};
 use super::sight::{self, Observation};
-use super::{cores, foresee, iomax, tiers, walls};
+use super::{cores, foresee, iomax, sculpt, tiers, walls};
 use crate::host::Consumption;
 use crate::network::{PortBytes, PortQueue, PortQueues};
 
@@ -43,6 +43,7 @@ pub(super) async fn run(core: Arc<Core>) {
             }
         }
         foresee::take(&core);
+        sculpt::note(&core);
         before = host(&core, before);
         let kept = [
             ("tiers", tiers::keep(&core)),

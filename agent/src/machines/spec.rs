@@ -8,8 +8,9 @@ use lathe_shard::{Bytes, MEMORY_SHARD, MilliCpu};
 
 use super::config::CoreConfig;
 use super::life::Life;
-use super::record::{Desired, Disk, Drive, FIRST_NIC, Initrd, Kernel, Record, Source, vcpus_for};
+use super::record::{Desired, Disk, Drive, FIRST_NIC, Foresight, Initrd, Kernel, Record, Source, vcpus_for};
 use crate::api::wire::{Cores, DiskSource, ResizeRequest, RunRequest, Tier};
+use crate::foresight::MAX_AGGRESSIVENESS;
 use crate::host;
 use crate::problem::{Kind, Problem};
 
@@ -193,6 +194,8 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
     check_vcpus(request.vcpus, desired.cpu_milli)?;
     request.memory_max_bytes.map_or(Ok(0), check_memory)?;
     check_bounds("run", &request.name, &desired, request.cpu_max_milli, request.memory_max_bytes)?;
+    check_least(request)?;
+    let foresight = foresight_of(request)?;
     check_cores("run", &request.name, &desired, request.cores)?;
     if request.net && config.network.is_none() {
         return Err(no_host_network().fix("add: --net none"));
@@ -214,6 +217,10 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
         holds: None,
         cpu_max_milli: request.cpu_max_milli,
         memory_max_bytes: request.memory_max_bytes,
+        cpu_min_milli: request.cpu_min_milli,
+        memory_min_bytes: request.memory_min_bytes,
+        foresight,
+        asked_unix_msec: 0,
         booted: None,
         source: source_of(request, config)?,
         net: None,
@@ -226,6 +233,43 @@ pub fn record_of(request: &RunRequest, config: &CoreConfig) -> Result<Record, Pr
         vcpus_asked: request.vcpus,
         cores: request.cores,
         restarts: 0,
+    })
+}
+
+/// What lathed leaves a machine at least is no more than it begins with.
+fn check_least(request: &RunRequest) -> Result<(), Problem> {
+    if let Some(least) = request.cpu_min_milli.map(check_cpu).transpose()?
+        && least > request.cpu_milli
+    {
+        let (least, now) = (MilliCpu(least), MilliCpu(request.cpu_milli));
+        return Err(bad(
+            "bad-amount",
+            format!("at least {least} cpu is more than the {now} that it begins with"),
+        )
+        .fix(format!("--cpu-min {now}        or: --cpu {least}")));
+    }
+    if let Some(least) = request.memory_min_bytes.map(check_memory).transpose()?
+        && least > request.memory_bytes
+    {
+        let (least, now) = (Bytes(least), Bytes(request.memory_bytes));
+        let message = format!("at least {least} of memory is more than the {now} that it begins with");
+        let fix = format!("--memory-min {}M        or: --memory {}M", now.0 >> 20, least.0 >> 20);
+        return Err(bad("bad-amount", message).fix(fix));
+    }
+    Ok(())
+}
+
+/// What a new machine has of its own about its future.
+fn foresight_of(request: &RunRequest) -> Result<Foresight, Problem> {
+    let aggressiveness_permille = request.aggressiveness_permille.map(check_aggressiveness).transpose()?;
+    Ok(Foresight { mode: request.foresight, aggressiveness_permille })
+}
+
+/// # Errors
+/// `bad-amount`.
+pub(super) fn check_aggressiveness(permille: u64) -> Result<u16, Problem> {
+    u16::try_from(permille).ok().filter(|permille| *permille <= MAX_AGGRESSIVENESS).ok_or_else(|| {
+        bad("bad-amount", format!("an aggressiveness of {permille} thousandths: 0 (careful) to 1000"))
     })
 }
 

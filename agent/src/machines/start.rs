@@ -13,7 +13,7 @@ use super::config::{CoreConfig, LauncherKind};
 use super::core::{Core, Parts};
 use super::life::Life;
 use super::record::Record;
-use super::{files, foresee, relief, sample, uplink};
+use super::{files, foresee, relief, sample, sculpt, uplink};
 use crate::host::Probe;
 use crate::host::books::{Books, Reserve};
 use crate::launcher::Launcher;
@@ -92,6 +92,7 @@ pub(super) async fn start_with(
     tokio::spawn(uplink::run(Arc::clone(&core)));
     tokio::spawn(foresee::run(Arc::clone(&core)));
     tokio::spawn(relief::run(Arc::clone(&core)));
+    tokio::spawn(sculpt::run(Arc::clone(&core)));
     let network = Arc::clone(&core);
     tokio::spawn(async move {
         if let Some(ports) = &network.ports {

@@ -14,10 +14,12 @@ use super::record::{Desired, Plug, Record, vcpus_for};
 use super::resize::carried_milli;
 use super::shape::{Ended, Force, Operation, Outcome, memory_limit};
 use super::sight::{self, Sight, Window};
+use crate::api::wire::foresight::ForesightView;
 use crate::api::wire::{
     Amounts, Cores, CpusView, Delivered, DeliveredShare, DeliveredWindows, MachineView, OperationView,
     PlanStep, PlanView, ResizeOutcome, ResizeView, SCHEMA, ShapeView, Stalls, Tier, WorstDelivered,
 };
+use crate::foresight;
 use crate::host::books::Books;
 use crate::problem::{Kind, Problem};
 
@@ -67,6 +69,9 @@ pub fn machine(entry: &Entry) -> MachineView {
             net_tx_bytes: shared.usage.tx_bytes,
             cpu_max_milli: record.cpu_max_milli,
             memory_max_bytes: record.memory_max_bytes,
+            cpu_min_milli: record.cpu_min_milli,
+            memory_min_bytes: record.memory_min_bytes,
+            foresight: foresight(record, entry.host_foresight),
             operation: record.operation.as_ref().map(|operation| of_operation(shared, operation)),
             back_unix_msec: record.back.map(|back| back.at_unix_msec),
             delivered: delivered(&shared.sight),
@@ -74,6 +79,17 @@ pub fn machine(entry: &Entry) -> MachineView {
             wanted: Vec::new(),
         }
     })
+}
+
+/// What is done about its future, and who says so.
+pub(super) fn foresight(record: &Record, host: foresight::Settings) -> ForesightView {
+    let counts = record.foresight.on(host);
+    ForesightView {
+        mode: counts.mode.into(),
+        aggressiveness_permille: counts.aggressiveness_permille.into(),
+        own_mode: record.foresight.mode,
+        own_aggressiveness_permille: record.foresight.aggressiveness_permille.map(u64::from),
+    }
 }
 
 /// What it asked for and got.
@@ -310,6 +326,7 @@ fn of_operation(shared: &Shared, operation: &Operation) -> OperationView {
         name: shared.record.name.clone(),
         outcome: ResizeOutcome::UnderWay,
         reason: shared.short.clone(),
+        by: operation.by,
         background: operation.deadline.is_none(),
         began_unix_msec: operation.began,
         deadline_unix_msec: operation.deadline,

@@ -1,5 +1,6 @@
 //! What machines ask for over time: a load that comes and goes is in the rings and in the forecast's words, a kill of lathed costs no more
-//! than a minute of it, the picture is one, and a machine that is removed leaves nothing.
+//! than a minute of it, the picture is one, and a machine that is removed leaves nothing. Where its mode is on, a machine grows with its load and
+//! goes back after it; who only observes changes nothing, and a person's word counts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,6 +21,7 @@ pub const GROUP: Group = Group {
     scenarios: &[
         ("a_load_is_in_the_rings_and_outlives_a_kill", a_load_is_in_the_rings),
         ("a_machine_that_is_removed_leaves_no_past", a_machine_that_is_removed),
+        ("a_machine_is_sculpted_and_a_person_has_the_last_word", a_machine_is_sculpted),
         ("what_goes_on_inside_is_told_and_what_is_wanted_is_seen", inside::told_and_wanted),
         ("what_people_say_outlives_a_kill", inside::what_people_say),
     ],
@@ -29,6 +31,12 @@ pub const GROUP: Group = Group {
 const SEEN: Duration = Duration::from_secs(60);
 /// Until minutes are over.
 const MINUTES: Duration = Duration::from_secs(300);
+/// Until a machine that asks for all that it has gets more: twice the sculptor's turn, and what a busy host takes beside that.
+const GROWN: Duration = Duration::from_secs(60);
+/// Until it is made smaller again: its patience of a minute, twice that where the minute before was busy, and the resize.
+const SHRUNK: Duration = Duration::from_secs(400);
+/// How long it is watched that nothing happens: several turns.
+const STILL: Duration = Duration::from_secs(25);
 /// What a kill may cost, and what a busy host takes to store the last minute.
 const LOST_SEC: u64 = 60 + 15;
 
@@ -139,4 +147,71 @@ fn a_machine_that_is_removed(hosts: &Hosts) {
     host.run(pasts).expect_ok().expect_stdout("0");
     host.run("systemctl start lathed.socket lathed.service").expect_ok();
     host.wait_until("lathed is back", SEEN, "lathe list");
+}
+
+/// What `lathe why` told of the machine at last, and what it is.
+fn told(host: &Host<'_>, name: &str) -> (Value, Value) {
+    let json = |verb: &str| host.run(&format!("lathe {verb} {name} --json")).expect_ok().json();
+    (json("why"), json("show"))
+}
+
+/// Waits until `jq` finds `condition` true of `lathe why`.
+fn decided(host: &Host<'_>, name: &str, limit: Duration, condition: &str) {
+    let line = format!(
+        "lathe why {name} --json >/tmp/why && jq -e '{condition}' /tmp/why >/dev/null || \
+         {{ jq -c '{{now, weighings, decisions: .decisions[:3]}}' /tmp/why; false; }}"
+    );
+    host.wait_until(condition, limit, &line);
+}
+
+fn a_machine_is_sculpted(hosts: &Hosts) {
+    let host = hosts.host(1);
+    let grown = "[.decisions[] | select(.resource == \"cpu\" and .to > .from and .cause == \"reached\")]";
+    let spin = |seconds: u32| {
+        host.run(&format!("systemd-run --quiet --collect lathe exec grower -- spin {seconds}")).expect_ok();
+    };
+    // Close to demand, so that it need not be waited for long; its memory stays as it is.
+    let bounds = "--cpu 0.3..1 --memory 128M..128M --memory-min 128M --net none";
+    make(&host, "grower", &format!("{bounds} --foresight observe --aggressiveness 1"));
+    spin(30);
+    decided(&host, "grower", GROWN, &format!("{grown} | any(.outcome == \"observed\" and .from == 300)"));
+    let (why, shown) = told(&host, "grower");
+    assert!(shown["cpu"]["desired"] == 300 && shown["revision"] == 1, "nothing was to change: {shown}");
+    assert!(
+        why["decisions"].as_array().is_some_and(|all| all.iter().all(|one| one["outcome"] == "observed"))
+    );
+    host.run("lathe why grower")
+        .expect_ok()
+        .expect_out("mode is observe")
+        .expect_out("lathe forecast grower --mode on");
+
+    host.run("lathe forecast grower --mode on").expect_ok().expect_out("foresight on (its own)");
+    spin(60);
+    decided(&host, "grower", GROWN, &format!("{grown} | any(.outcome == \"applied\" and .from == 300)"));
+    let (why, shown) = told(&host, "grower");
+    let cpu = shown["cpu"]["desired"].as_u64().unwrap_or(0);
+    assert!((375..=1000).contains(&cpu) && shown["cpu"]["granted"] == cpu, "{shown}");
+    hosts.note(&format!("grown to {cpu}: {}", why["decisions"][0]));
+    host.run("lathe why grower").expect_ok().expect_out("it asks for").expect_out("chosen");
+    let journal = "journalctl -u lathed MACHINE=grower RESOURCE=cpu CAUSE=reached -o cat";
+    host.run(journal).expect_ok().expect_out("grower would get").expect_out("grower gets");
+    let metric = "lathe_sculptor_changes_total{resource=\"cpu\",outcome=\"applied\"}";
+    host.run(&format!("curl -sS --unix-socket /run/lathe/lathe.sock http://lathe/metrics | grep -F '{metric}' | grep -qv ' 0$'")).expect_ok();
+    // What it does not need any more it gives back.
+    let less = ".decisions | any(.resource == \"cpu\" and .to < .from and .cause == \"idle\" and .outcome == \"applied\")";
+    decided(&host, "grower", SHRUNK, less);
+    let (_, shown) = told(&host, "grower");
+    assert!(shown["cpu"]["desired"].as_u64() < Some(cpu), "{shown}");
+
+    // A person's resize is not fought, whatever it asks for.
+    host.run("lathe resize grower --cpu 0.2").expect_ok();
+    spin(40);
+    seen(&host, "grower", SEEN, ".now != null and .now > 190");
+    let watched = format!(
+        "end=$(($(date +%s) + {})); while [ $(date +%s) -lt $end ]; do lathe show grower --json | jq .cpu.desired; sleep 1; done | sort -u",
+        STILL.as_secs()
+    );
+    host.run_within(STILL * 4, &watched).expect_ok().expect_stdout("200");
+    decided(&host, "grower", SEEN, ".now | startswith(\"somebody resized it\")");
+    away(&host, &["grower"]);
 }

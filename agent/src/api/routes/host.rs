@@ -81,6 +81,11 @@ pub async fn openapi() -> Response {
 /// OpenMetrics.
 #[utoipa::path(get, path = "/metrics", tag = "host", responses((status = 200, content_type = "application/openmetrics-text", body = String)))]
 pub async fn metrics(State(app): State<App>) -> Response {
-    let text = figures::render(&view(&app).await, &app.core.list().await, &app.core.enforced());
+    let text = figures::render(
+        &view(&app).await,
+        &app.core.list().await,
+        &app.core.enforced(),
+        &app.core.sculpted(),
+    );
     ([(header::CONTENT_TYPE, figures::CONTENT_TYPE)], text).into_response()
 }

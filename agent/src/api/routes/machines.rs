@@ -13,6 +13,7 @@ use super::to_the_end;
 use crate::api::App;
 use crate::api::answer::{Answer, Json, Name, OperationId, Query, check_name, if_match};
 use crate::api::wire::forecast::ForecastView;
+use crate::api::wire::foresight::{ForesightRequest, WhyView};
 use crate::api::wire::{
     ErrorBody, MachineList, MachineView, OperationList, OperationView, PlanView, Removed, ResizeOutcome,
     ResizeRequest, ResizeView, RunRequest, SCHEMA, StopRequest,
@@ -117,6 +118,26 @@ pub async fn resize(
         (status = 409, description = "Foresight is off", body = ErrorBody)))]
 pub async fn forecast(State(app): State<App>, Name(name): Name) -> Answer<Out<ForecastView>> {
     Ok(Out(app.core.forecast(&name).await?))
+}
+
+/// Changes what a machine has of its own about its future: whether it is resized for it, and how close to what it asks for.
+#[utoipa::path(patch, path = "/v1/machines/{name}/foresight", tag = "machines", params(("name" = String, Path)), request_body = ForesightRequest,
+    responses((status = 200, body = MachineView), (status = 400, body = ErrorBody), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub async fn set_foresight(
+    State(app): State<App>,
+    Name(name): Name,
+    Json(request): Json<ForesightRequest>,
+) -> Answer<Response> {
+    let core = Arc::clone(&app.core);
+    let view = to_the_end(async move { core.set_foresight(&name, request).await }).await?;
+    Ok(tagged(StatusCode::OK, view))
+}
+
+/// The last decisions about a machine's shape with the numbers behind them, and how good its forecasts were.
+#[utoipa::path(get, path = "/v1/machines/{name}/why", tag = "machines", params(("name" = String, Path)),
+    responses((status = 200, body = WhyView), (status = 403, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub async fn why(State(app): State<App>, Name(name): Name) -> Answer<Out<WhyView>> {
+    Ok(Out(app.core.why(&name).await?))
 }
 
 /// The changes of a machine's shape that are remembered, the newest last.

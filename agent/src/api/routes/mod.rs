@@ -32,6 +32,8 @@ pub fn all() -> Router<App> {
         .route("/v1/machines", get(machines::list).post(machines::run))
         .route("/v1/machines/{name}", get(machines::show).patch(machines::resize).delete(machines::remove))
         .route("/v1/machines/{name}/forecast", get(machines::forecast))
+        .route("/v1/machines/{name}/foresight", patch(machines::set_foresight))
+        .route("/v1/machines/{name}/why", get(machines::why))
         .route(
             "/v1/machines/{name}/forecast/blueprint",
             put(by_hand::set_blueprint).delete(by_hand::unset_blueprint),

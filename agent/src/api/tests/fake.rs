@@ -12,10 +12,11 @@ use super::super::wire::by_hand::{
     AnnounceRequest, AnnouncedView, BlueprintRequest, BlueprintStep, ByHandView, ForecastOf, Raise, RaiseView,
 };
 use super::super::wire::forecast::{AheadView, ForecastResource, ForecastView, RingView};
+use super::super::wire::foresight::*;
 use super::super::wire::inside::{ApplicationView, InsideView, WantedView};
 use super::super::wire::*;
 use crate::machines::enforced::{Limit, Took};
-use crate::machines::{DiskChange, DiskChanged, NicChange, NicChanged};
+use crate::machines::{DiskChange, DiskChanged, NicChange, NicChanged, SculptCounts};
 use crate::problem::{Kind, Problem};
 
 pub fn amounts(desired: u64) -> Amounts {
@@ -62,6 +63,13 @@ pub fn machine(name: &str) -> MachineView {
         net_tx_bytes: 4000,
         cpu_max_milli: None,
         memory_max_bytes: None,
+        cpu_min_milli: None,
+        memory_min_bytes: None,
+        foresight: ForesightView {
+            mode: ForesightMode::Observe,
+            aggressiveness_permille: 500,
+            ..ForesightView::default()
+        },
         operation: None,
         back_unix_msec: None,
         delivered: delivered(),
@@ -218,6 +226,111 @@ fn inside() -> InsideView {
     }
 }
 
+fn grown(name: &str) -> DecisionView {
+    DecisionView {
+        at_unix_msec: 1_795_367_120_000,
+        until_unix_msec: 1_795_367_120_000,
+        times: 1,
+        resource: "cpu".to_owned(),
+        from: 300,
+        to: 500,
+        cause: "reached".to_owned(),
+        why: "it asked for 0.30 cpu of 0.30".to_owned(),
+        demand: Some(300),
+        recent: Some(300),
+        p50: Some(120),
+        p95: Some(280),
+        p99: Some(410),
+        ahead_sec: 360,
+        confidence_permille: Some(290),
+        forecast_counts: false,
+        changes_a_day: 2,
+        options: vec![
+            OptionView {
+                amount: 500,
+                over_sec: 3600,
+                unserved: 40,
+                slack: 200,
+                change: 20,
+                total: 260,
+                rejected: None,
+            },
+            OptionView {
+                amount: 300,
+                over_sec: 3600,
+                unserved: 900,
+                slack: 0,
+                change: 0,
+                total: 900,
+                rejected: Some("it would be short".to_owned()),
+            },
+        ],
+        outcome: "applied".to_owned(),
+        reason: String::new(),
+        operation: Some(format!("{name}-7")),
+    }
+}
+
+fn shrunk(name: &str) -> DecisionView {
+    DecisionView {
+        at_unix_msec: 1_795_366_000_000,
+        until_unix_msec: 1_795_367_100_000,
+        times: 220,
+        resource: "memory".to_owned(),
+        from: 512 << 20,
+        to: 256 << 20,
+        cause: "idle".to_owned(),
+        why: "no more than 198 MiB is likely to be asked for".to_owned(),
+        demand: Some(180 << 20),
+        recent: Some(181 << 20),
+        options: Vec::new(),
+        outcome: "observed".to_owned(),
+        operation: None,
+        p50: None,
+        p95: None,
+        p99: None,
+        confidence_permille: None,
+        ..grown(name)
+    }
+}
+
+/// A growth that was carried out, a shrinking that was only observed.
+pub fn why(name: &str) -> WhyView {
+    let quality = QualityView {
+        resource: "cpu".to_owned(),
+        judged: 1000,
+        held: 947,
+        measured_sec: 7200,
+        granted: 400,
+        asked: 250,
+        slack_permille: 380,
+        shortfall_permille: 4,
+        short_sec: 12,
+    };
+    WhyView {
+        schema: SCHEMA,
+        name: name.to_owned(),
+        foresight: ForesightView {
+            mode: ForesightMode::On,
+            aggressiveness_permille: 500,
+            own_mode: Some(ForesightMode::On),
+            own_aggressiveness_permille: None,
+        },
+        now_unix_sec: 1_795_367_150,
+        now: "it is looked at every 5 s".to_owned(),
+        since_unix_sec: 1_795_360_000,
+        decisions: vec![grown(name), shrunk(name)],
+        weighings: vec![WeighingView {
+            resource: "cpu".to_owned(),
+            granted: 500,
+            amount: 500,
+            need: 300,
+            ..WeighingView::default()
+        }],
+        quality: vec![quality],
+    }
+}
+
 pub fn uplink() -> UplinkView {
     let share = |rate_bit_per_sec| UplinkShare {
         rate_bit_per_sec,
@@ -278,6 +391,8 @@ pub fn host() -> HostView {
             machine: "web".to_owned(),
             permille: 998,
         }],
+        foresight: ForesightMode::Observe,
+        machines_sculpted: 0,
     }
 }
 
@@ -314,6 +429,7 @@ pub fn operation(name: &str) -> OperationView {
         name: name.to_owned(),
         outcome: ResizeOutcome::UnderWay,
         reason: "384 MiB of the guest's memory is not movable now".to_owned(),
+        by: AskedBy::Person,
         background: false,
         began_unix_msec: 1_700_000_000_000,
         deadline_unix_msec: Some(1_700_000_030_000),
@@ -473,6 +589,22 @@ impl Core for FakeCore {
 
     fn forecast<'a>(&'a self, name: &'a str) -> Reply<'a, ForecastView> {
         Box::pin(async { self.find(name).map(|view| forecast(&view.name)) })
+    }
+
+    fn set_foresight<'a>(&'a self, name: &'a str, request: ForesightRequest) -> Reply<'a, MachineView> {
+        Box::pin(async move {
+            self.change(name, |view| {
+                view.foresight.own_aggressiveness_permille = request.aggressiveness_permille;
+            })
+        })
+    }
+
+    fn why<'a>(&'a self, name: &'a str) -> Reply<'a, WhyView> {
+        Box::pin(async { self.find(name).map(|view| why(&view.name)) })
+    }
+
+    fn sculpted(&self) -> SculptCounts {
+        SculptCounts::default()
     }
 
     fn set_blueprint<'a>(&'a self, name: &'a str, _: BlueprintRequest) -> Reply<'a, ByHandView> {

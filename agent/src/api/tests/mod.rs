@@ -199,6 +199,8 @@ async fn who_may_only_look_is_refused_before_anything_happens() {
         ("GET /v1/version", false),
         ("GET /v1/host", false),
         ("GET /v1/machines/web/forecast", false),
+        ("GET /v1/machines/web/why", false),
+        ("PATCH /v1/machines/web/foresight", true),
         ("GET /v1/machines", false),
         ("GET /v1/machines/web", false),
         ("GET /v1/machines/web/logs", false),
@@ -507,6 +509,7 @@ fn the_black_box_is_stable() {
     golden("resize.json", &fake::resized(&machine, ResizeOutcome::Applied));
     golden("peers.json", &fake::peers());
     golden("uplink.json", &fake::uplink());
+    golden("why.json", &fake::why("web"));
     let problem = crate::problem::Problem::new(
         crate::problem::Kind::Impossible,
         "cpu-over-capacity",

@@ -13,7 +13,7 @@ pub struct ForecastView {
     pub schema: u32,
     /// Machine name.
     pub name: String,
-    /// `observe`: nothing is resized for it.
+    /// `observe`: nothing is resized for it; `on`: it is.
     pub mode: String,
     /// When this was said, seconds since the epoch.
     pub now_unix_sec: u64,

@@ -30,7 +30,7 @@ use crate::api::wire::by_hand::ByHandView;
 use crate::api::wire::forecast::ForecastView;
 use crate::cli::client::Client;
 use crate::cli::machine::machine_path;
-use crate::cli::{Verdict, exit};
+use crate::cli::{Verdict, exit, why};
 use crate::problem::{Kind, Problem};
 
 /// Columns where there is no terminal and `COLUMNS` does not tell.
@@ -38,6 +38,9 @@ const PLAIN_COLUMNS: usize = 80;
 
 /// `lathe forecast`.
 pub async fn forecast(client: &Client, json: bool, args: &ForecastArgs) -> Verdict {
+    if args.settings.mode.is_some() || args.settings.aggressiveness.is_some() {
+        return why::set(client, json, &args.name, &args.settings).await;
+    }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     if let Some(verdict) = said::say(client, json, args, now).await {
         return verdict;

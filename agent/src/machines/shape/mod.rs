@@ -44,6 +44,7 @@ pub use self::steps::memory_limit;
 
 use super::record::{Desired, vcpus_for};
 use crate::api::wire::Tier;
+use crate::api::wire::foresight::AskedBy;
 
 /// Milliseconds of a clock that never goes backwards.
 pub type Msec = u64;
@@ -71,6 +72,9 @@ pub struct Operation {
     pub before: Desired,
     /// Revision that it was asked for at.
     pub base_revision: u64,
+    /// Who asked for it.
+    #[serde(default)]
+    pub by: AskedBy,
     /// Milliseconds since the epoch.
     pub began: Msec,
     /// When it ends whatever is in force; `None` for what goes on in the background after a deadline.
@@ -635,9 +639,11 @@ impl State {
         }
         match at_deadline {
             AtDeadline::Keep => {
-                let before = self.operation.as_ref().map(|operation| operation.before);
+                let ended = self.operation.as_ref();
+                let (before, by) =
+                    ended.map_or((self.desired, AskedBy::default()), |ended| (ended.before, ended.by));
                 self.end(now, Outcome::Partial, reason, effects);
-                self.go_on_in_background(now, before.unwrap_or(self.desired), effects);
+                self.go_on_in_background(now, before, by, effects);
             }
             AtDeadline::Revert => self.give_up(now, reason, effects),
         }
@@ -646,7 +652,7 @@ impl State {
     /// Ends the operation; what was desired before is desired again, and on its way if it takes time.
     fn give_up(&mut self, now: Msec, reason: String, effects: &mut Vec<Effect>) {
         let Some(operation) = &self.operation else { return };
-        let (before, target) = (operation.before, operation.target);
+        let (before, target, by) = (operation.before, operation.target, operation.by);
         self.desired = before;
         self.end(now, Outcome::Failed, reason, effects);
         effects.push(Effect::Desire(before));
@@ -656,17 +662,18 @@ impl State {
         }
         self.free_lanes();
         if !self.shortfalls(now).is_empty() {
-            self.go_on_in_background(now, target, effects);
+            self.go_on_in_background(now, target, by, effects);
         }
     }
 
-    fn go_on_in_background(&mut self, now: Msec, before: Desired, effects: &mut Vec<Effect>) {
+    fn go_on_in_background(&mut self, now: Msec, before: Desired, by: AskedBy, effects: &mut Vec<Effect>) {
         self.operations += 1;
         let operation = Operation {
             number: self.operations,
             target: self.desired,
             before,
             base_revision: 0,
+            by,
             began: now,
             deadline: None,
             at_deadline: AtDeadline::Keep,
