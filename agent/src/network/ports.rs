@@ -24,6 +24,8 @@ pub struct KernelPorts {
 
 /// What fails when rules cannot be read.
 const LIST: &str = "cannot read the rules of the machines' network";
+/// How often rules are set until they stay.
+const RULES_TRIES: usize = 5;
 /// After a change of rules is heard of, until ours are looked at.
 const RULES_SETTLE: Duration = Duration::from_millis(200);
 /// After ours were put back, until they are looked at again.
@@ -68,27 +70,33 @@ impl KernelPorts {
         let prefixes = self.prefixes();
         let made = Bridge::ensure(&self.netlink, &self.bridge, &prefixes, None).await;
         made.map_err(failed(format!("cannot make bridge {}", self.bridge)))?;
-        let mut rules = self.rules.lock().await;
-        *rules = self.set_rules().await?;
-        Ok(())
+        self.set_rules(&mut *self.rules.lock().await).await
     }
 
     fn prefixes(&self) -> Vec<Prefix> {
         [Some(self.config.ipv4), self.config.ipv6].into_iter().flatten().collect()
     }
 
-    /// Sets the rules of our table; what it is then, `None` where nothing is configured that needs one.
-    async fn set_rules(&self) -> Result<Option<String>, Problem> {
+    /// Sets the rules of our table, and takes in what it is then, where anything is configured that needs one.
+    async fn set_rules(&self, rules: &mut Option<String>) -> Result<(), Problem> {
         let (bridge, prefixes, config) = (self.bridge.clone(), self.prefixes(), self.config.clone());
-        let rules = tokio::task::spawn_blocking(move || {
+        let known = rules.clone();
+        let set = move || {
             let nat = Nat::new();
-            if config.nat {
-                nat.ensure(&bridge, &prefixes).map_err(no_rules("cannot set up NAT"))?;
+            let set = || {
+                if config.nat {
+                    nat.ensure(&bridge, &prefixes).map_err(no_rules("cannot set up NAT"))?;
+                }
+                guard_host(&bridge, &config)
+            };
+            if !config.nat && !config.guard_host {
+                return set().map(|()| None);
             }
-            guard_host(&bridge, &config)?;
-            if config.nat || config.guard_host { nat.rules().map_err(no_rules(LIST)) } else { Ok(None) }
-        });
-        rules.await.map_err(|cause| Problem::internal("cannot set up the machines' network", cause))?
+            agreed(known, || set().and_then(|()| nat.rules().map_err(no_rules(LIST)))).map(Some)
+        };
+        let set = tokio::task::spawn_blocking(set).await;
+        *rules = set.map_err(|cause| Problem::internal("cannot set up the machines' network", cause))??;
+        Ok(())
     }
 
     /// Puts our rules back if they are no longer what they were; answers whether it had to.
@@ -98,7 +106,7 @@ impl KernelPorts {
         if shown.map_err(|cause| Problem::internal(LIST, cause))?? == *rules {
             return Ok(false);
         }
-        *rules = self.set_rules().await?;
+        self.set_rules(&mut rules).await?;
         Ok(true)
     }
 
@@ -138,6 +146,26 @@ impl KernelPorts {
             }
         }
     }
+}
+
+/// Sets rules until what is there afterwards is what was there the time before, or what is `known` to be ours: who changes them in the moment
+/// between would be believed otherwise.
+fn agreed(
+    known: Option<String>,
+    mut set: impl FnMut() -> Result<Option<String>, Problem>,
+) -> Result<String, Problem> {
+    let mut before = known;
+    for _ in 0..RULES_TRIES {
+        let shown = set()?;
+        if let Some(shown) = &shown
+            && before.as_ref() == Some(shown)
+        {
+            return Ok(shown.clone());
+        }
+        before = shown;
+    }
+    let cause = format!("somebody changed them {RULES_TRIES} times while they were set");
+    Err(Problem::internal("cannot set the rules of the machines' network", cause).fix("see: nft monitor"))
 }
 
 fn no_rules(what: &str) -> impl FnOnce(NatError) -> Problem {
@@ -265,5 +293,28 @@ impl Ports for KernelPorts {
             let taps = found.into_iter().filter(|link| matches!(link.kind, LinkKind::Tap));
             Ok(taps.map(|link| link.name.to_string()).collect())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_ours_when_they_are_the_same_twice() {
+        let shows = |shown: &'static [Option<&'static str>]| {
+            let mut shown = shown.iter();
+            move || Ok(shown.next().expect("asked no further").map(str::to_owned))
+        };
+        let ours = || Some("ours".to_owned());
+        assert_eq!(agreed(ours(), shows(&[Some("ours")])).unwrap(), "ours");
+        assert_eq!(agreed(None, shows(&[Some("ours"), Some("ours")])).unwrap(), "ours");
+        // Somebody was in between, at the first look and when it was known already.
+        assert_eq!(agreed(None, shows(&[Some("theirs"), Some("ours"), Some("ours")])).unwrap(), "ours");
+        assert_eq!(agreed(ours(), shows(&[Some("theirs"), Some("ours"), Some("ours")])).unwrap(), "ours");
+        assert_eq!(agreed(ours(), shows(&[None, Some("ours"), Some("ours")])).unwrap(), "ours");
+        let fights = [Some("1"), Some("2"), Some("3"), None, None];
+        assert!(agreed(ours(), shows(Box::leak(Box::new(fights)))).is_err());
+        assert!(agreed(None, || Err(Problem::internal("nft", "no"))).is_err());
     }
 }
