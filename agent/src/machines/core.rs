@@ -415,7 +415,8 @@ impl Core {
         self.events.subscribe()
     }
 
-    /// What one machine could have if there were no other.
+    /// What one machine could have if there were no other. Never asked for with a machine locked: whoever writes the books' view waits for those
+    /// who read it.
     pub(super) fn most(&self) -> Shape {
         let resources = *self.shape.borrow();
         Shape {

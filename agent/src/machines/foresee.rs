@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use lathe_shard::Shape;
 use lathe_vmm::control::wire::MemoryStatus;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -49,9 +50,10 @@ pub(super) fn take(core: &Core) {
         return;
     }
     let (at_sec, at_usec) = (now_sec(), usec(core, Instant::now()));
+    let most = core.most();
     for entry in core.entries() {
         let is_off = entry.foresight().mode == Mode::Off;
-        let reading = entry.with(|shared| reading(core, shared)).filter(|_| !is_off);
+        let reading = entry.with(|shared| reading(core, &most, shared)).filter(|_| !is_off);
         entry.profile(|profile| match reading {
             Some(reading) => profile.take(at_sec, at_usec, reading),
             None => profile.lose(),
@@ -60,10 +62,10 @@ pub(super) fn take(core: &Core) {
 }
 
 /// What was read of a machine last; `None` while it does not run: a machine that is off or paused asks for nothing that can be seen.
-fn reading(core: &Core, shared: &Shared) -> Option<Reading> {
+fn reading(core: &Core, most: &Shape, shared: &Shared) -> Option<Reading> {
     shared.launched.as_ref().filter(|_| shared.record.life.state() == MachineState::Running)?;
     let seen = shared.sight.last();
-    let bounds = inside::bounds(core, shared);
+    let bounds = inside::bounds(most, shared);
     let asked_milli = shared.sight.cpu(sight::SEC_1).map_or(0, |window| window.asked);
     let cpu = seen.cpu.map(|cpu| Cpu {
         at_usec: cpu.at_usec,

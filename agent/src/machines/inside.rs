@@ -21,6 +21,7 @@ use crate::api::wire::MachineState;
 use crate::api::wire::inside::{ApplicationView, InsideView, WantedView};
 use crate::foresight::inside::{Bound, Bounds, Word};
 use crate::foresight::{Mode, Resource};
+use lathe_shard::Shape;
 
 /// Oldest version of the guest's protocol that can be asked.
 const SINCE_VERSION: u32 = 4;
@@ -64,7 +65,8 @@ async fn ask_on(core: &Core, entry: &Entry, stream: &mut UnixStream) -> io::Resu
 }
 
 fn take(core: &Core, entry: &Entry, inside: Inside) -> Vec<Settled> {
-    let bounds = entry.with(|shared| bounds(core, shared));
+    let most = core.most();
+    let bounds = entry.with(|shared| bounds(&most, shared));
     let at_usec = sample::usec(core, Instant::now());
     let note = match entry.foresight().mode {
         Mode::Observe => "the host only observes: nothing is resized for it by itself",
@@ -73,9 +75,9 @@ fn take(core: &Core, entry: &Entry, inside: Inside) -> Vec<Settled> {
     entry.profile(|profile| profile.word.take(at_usec, inside, &bounds, note))
 }
 
-/// What a machine may have of what can be wanted.
-pub(super) fn bounds(core: &Core, shared: &Shared) -> Bounds {
-    let (record, most) = (&shared.record, core.most());
+/// What a machine may have of what can be wanted, on a host that could give `most`.
+pub(super) fn bounds(most: &Shape, shared: &Shared) -> Bounds {
+    let record = &shared.record;
     let (cpu, memory) = (record.desired.cpu_milli, record.desired.memory_bytes);
     Bounds {
         cpu: Bound { granted: cpu, most: record.cpu_max_milli.unwrap_or(most.cpu.0).max(cpu) },

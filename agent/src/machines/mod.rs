@@ -574,6 +574,8 @@ impl Machines {
             .iter()
             .filter(|entry| entry.with(|shared| matches!(shared.record.life, Life::Failed { .. })))
             .count();
+        // Copied before: within the expression below it would be held while machines are locked.
+        let resources = *core.shape.borrow();
         HostView {
             schema: SCHEMA,
             name: core.config.host_name.clone(),
@@ -581,7 +583,7 @@ impl Machines {
             revision: core.with_books(|books| books.revision()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_sec: core.started.elapsed().as_secs(),
-            resources: *core.shape.borrow(),
+            resources,
             machines: entries.len() as u64,
             peers_alive: 0,
             launcher: core.launcher.kind().to_owned(),

@@ -18,6 +18,7 @@ use crate::machines::shape::memory_limit;
 use crate::machines::spec::{MIN_CPU_MILLI, MIN_MEMORY_BYTES};
 use crate::machines::view::vcpus;
 use crate::sculptor::{Machine, Outlook, RESOURCES, Sight};
+use lathe_shard::Shape;
 
 /// Resources that are changed.
 pub const SCULPTED: [Resource; 2] = [Resource::Cpu, Resource::Memory];
@@ -148,9 +149,10 @@ pub fn look(core: &Core, entry: &Entry, now_sec: u64, since: u64) -> Option<Look
         let rests = |resource| sculpted.rests_until(resource, now_msec).is_some();
         (sculpted.doing, Resource::ALL.map(rests))
     });
+    let most = core.most();
     let (name, tier, revision, held, mut bounds) = entry.with(|shared| {
         let record = &shared.record;
-        let of = |resource| bounds(core, shared, resource).filter(|_| !is_timed(record, resource));
+        let of = |resource| bounds(&most, shared, resource).filter(|_| !is_timed(record, resource));
         let hold = hold(record, doing, now_msec);
         (record.name.clone(), record.desired.tier, record.revision, hold, Resource::ALL.map(of))
     });
@@ -239,7 +241,7 @@ fn numbers_of(
 }
 
 /// `None`: it is not changed.
-fn bounds(core: &Core, shared: &Shared, resource: Resource) -> Option<Bounds> {
+fn bounds(host: &Shape, shared: &Shared, resource: Resource) -> Option<Bounds> {
     let record = &shared.record;
     let granted = granted(shared, resource);
     let (min, max, step, hidden) = match resource {
@@ -249,7 +251,7 @@ fn bounds(core: &Core, shared: &Shared, resource: Resource) -> Option<Bounds> {
                 let possible = force.cpus.as_ref().map_or(force.boot_cpus, |cpus| cpus.possible);
                 u64::from(possible).saturating_mul(1000)
             });
-            let most = record.cpu_max_milli.unwrap_or(core.most().cpu.0).min(carried?);
+            let most = record.cpu_max_milli.unwrap_or(host.cpu.0).min(carried?);
             // What a quota holds back is counted, what more vCPUs would do is not.
             let hidden = u64::from(vcpus(shared)).saturating_mul(1000) <= granted;
             (record.cpu_min_milli.unwrap_or(MIN_CPU_MILLI), most, 1, hidden)
@@ -258,7 +260,7 @@ fn bounds(core: &Core, shared: &Shared, resource: Resource) -> Option<Bounds> {
             let memory = shared.force.as_ref()?.memory?;
             let boot = memory.boot_bytes;
             let carried = if memory.plug_driver { memory_limit(boot, memory.pluggable_bytes) } else { boot };
-            let most = record.memory_max_bytes.unwrap_or(core.most().memory.0).min(carried);
+            let most = record.memory_max_bytes.unwrap_or(host.memory.0).min(carried);
             let least = record.memory_min_bytes.unwrap_or(MIN_MEMORY_BYTES);
             // A guest that would need more drops its caches, swaps or kills, and says nothing.
             (if memory.balloon_driver { least } else { least.max(boot) }, most, MEMORY_SHARD.0, true)
