@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lathe_tests::dice::Dice;
 use lathe_tests::scenario::{Group, Host, Hosts};
 
-use crate::node::{away, boot_id, exec, make, settled, show};
+use crate::node::{away, boot_id, make, settled, show};
 
 /// On one host.
 pub const GROUP: Group = Group {
@@ -19,8 +19,12 @@ pub const GROUP: Group = Group {
 };
 
 const MIB: u64 = 1 << 20;
+/// What virtio-mem plugs at once.
+const BLOCK: u64 = 2 * MIB;
 /// What a monitor may hold besides guest memory, as the books have it.
 const OVERHEAD: u64 = 64 * MIB;
+/// How long it may take to fill memory, emulated.
+const FILL_LIMIT: Duration = Duration::from_secs(600);
 /// How long one change may take, emulated.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -51,13 +55,11 @@ fn a_thousand_random_changes(hosts: &Hosts) {
         // Memory in use, of which some is given back and some is not.
         if dice.below(3) == 0 {
             let fill = dice.below(96);
-            exec(
-                &host,
-                "steps",
-                &format!(
-                    "sh -c 'rm -f /dev/shm/full; dd if=/dev/zero of=/dev/shm/full bs=1M count={fill} 2>/dev/null; true'"
-                ),
+            let line = format!(
+                "lathe exec steps -- sh -c 'rm -f /dev/shm/full; dd if=/dev/zero of=/dev/shm/full bs=1M count={fill} 2>/dev/null; true'"
             );
+            // A fifth of an emulated CPU, that unplugs the memory of the step before beside it.
+            host.run_within(FILL_LIMIT, &line);
         }
         let line = format!("lathe resize steps --cpu {cpu} --memory {memory}M --deadline 15s --json");
         let ended = host.run_within(STEP_LIMIT, &line);
@@ -76,8 +78,9 @@ fn a_thousand_random_changes(hosts: &Hosts) {
         assert!(granted >= actual, "step {step}: the books hold less than the guest: {shown}");
         assert!(charge <= actual + OVERHEAD, "step {step}: {charge} bytes are charged: {shown}");
         // What a guest could not unplug in time its balloon holds. It goes on trying, and each block that goes at last is made up for from the
-        // balloon: for that moment it has less, and never more.
-        assert!(outcome == "partial" || actual <= memory * MIB, "step {step}: {shown}");
+        // balloon: for that moment it has less, by no more than that block, and never more.
+        let within = (memory * MIB - BLOCK)..=memory * MIB;
+        assert!(outcome == "partial" || within.contains(&actual), "step {step}: {shown}");
         if outcome != "partial" && actual < memory * MIB {
             made_up += 1;
             let exact = |_| {
@@ -85,6 +88,12 @@ fn a_thousand_random_changes(hosts: &Hosts) {
                 show(&host, "steps")["memory"]["actual"].as_u64() == Some(memory * MIB)
             };
             assert!((0..20).any(exact), "step {step}: {}", show(&host, "steps"));
+        }
+        if step % 100 == 0 {
+            hosts.note(&format!(
+                "{step} steps, {partial} ended partial, after {:.0} s",
+                begun.elapsed().as_secs_f64()
+            ));
         }
     }
     host.run_within(Duration::from_secs(120), "lathe resize steps --cpu 1 --memory 256M --deadline 100s")

@@ -233,6 +233,8 @@ pub struct State {
     standing_since: Msec,
     /// Plugged bytes that the guest was last asked to bring online.
     onlined_bytes: u64,
+    /// It has reset, and the monitor has not said yet what memory it has now.
+    untold: bool,
     told_at: Msec,
 }
 
@@ -377,6 +379,7 @@ impl State {
             trouble: None,
             standing_since: 0,
             onlined_bytes: 0,
+            untold: false,
             told_at: 0,
         }
     }
@@ -429,6 +432,8 @@ impl State {
                     force.agent = false;
                     // A guest that boots brings every CPU online that is plugged in.
                     force.online = force.cpus.as_ref().map(|cpus| cpus.present);
+                    // With the reset all that was plugged is gone, and comes again when its drivers are there.
+                    self.untold = force.memory.is_some();
                 }
             }
             Event::Paused(paused) => {
@@ -459,6 +464,7 @@ impl State {
         self.trouble = None;
         self.standing_since = now;
         self.onlined_bytes = 0;
+        self.untold = false;
     }
 
     fn begin(&mut self, now: Msec, operation: Operation, effects: &mut Vec<Effect>) {
@@ -592,6 +598,7 @@ impl State {
         let Some(earlier) = &mut force.memory else { return };
         let (plugged, held) = (earlier.plugged_bytes, held_bytes(earlier));
         *earlier = status;
+        self.untold = false;
         if status.plugged_bytes < plugged {
             self.standing_since = now;
         }
@@ -620,8 +627,8 @@ impl State {
         let (deadline, at_deadline) = (operation.deadline, operation.at_deadline);
         let short = self.shortfalls(now);
         let expired = deadline.is_some_and(|deadline| now >= deadline);
-        // It ends with the last limit written, so that what it says then is all there is.
-        if self.host_is_behind(now) && !expired {
+        // It ends with the last limit written, so that what it says then is all there is; and not by what a guest had before its reset.
+        if (self.host_is_behind(now) || self.untold) && !expired {
             return;
         }
         if short.is_empty() {

@@ -342,7 +342,12 @@ impl World {
         if !self.on || self.mail.iter().any(|mail| matches!(mail, Mail::Taken(..))) {
             return;
         }
-        if self.memory.plugged_bytes == self.memory.requested_bytes {
+        let told =
+            self.state.force.as_ref().and_then(|force| force.memory).map(|memory| memory.plugged_bytes);
+        if told > Some(self.memory.plugged_bytes) {
+            // Blocks that went so late that the balloon had made up for them, of which the news is on its way: less, never more.
+            assert!(self.held() <= bytes, "more than applied: {:?}", self.memory);
+        } else if self.memory.plugged_bytes == self.memory.requested_bytes {
             self.rests_at = Some(bytes);
         } else if self.mail.is_empty() && self.memory.plug_driver {
             // It may be able to unplug the rest one day, but not now.
@@ -513,7 +518,15 @@ impl World {
             self.rests_at = None;
             self.mail.push_back(Mail::Message(Event::Cpus(self.cpus.clone())));
             self.mail.push_back(Mail::Taken(Event::Memory(self.memory), bytes));
+            let earlier = self.ended.len();
             self.happen(Event::Rebooted);
+            for ended in &self.ended[earlier..] {
+                let outcome = ended.outcome;
+                assert!(
+                    outcome != Outcome::Applied || self.held() == ended.operation.target.memory_bytes,
+                    "by what it had"
+                );
+            }
         }
     }
 
