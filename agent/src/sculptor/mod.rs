@@ -20,11 +20,13 @@
 //!
 //! **It grows at once** when a demand is well beyond the grant: it is covered in this turn, and as far as such jumps of the last day went where
 //! that is cheaper than growing again. A small lack waits until it has cost as much as a change. No forecast is needed for that, and none
-//! prevents it. Ahead of need it grows where the outlook is trusted and growing later costs more.
+//! prevents it. Ahead of need it grows where the outlook is trusted, well more is probable and growing later costs more.
 //!
 //! **It shrinks with patience**: what has not been needed for a while will not be for as long again, so that an amount is given up once keeping
 //! it for that while would have cost more than the change. Much that is idle goes soon, little goes late. What is often risen above is dearer,
-//! as it would grow again. Changes become dearer while there are many of them, and the last of a day are kept for growing.
+//! as it would grow again. Nothing but what a change costs keeps changes few, so that a machine that needs many has many and its neighbour none:
+//! a budget of a dozen for each reserved a third more for as many in the mean. Against flapping there is a most for a day, up to which changes
+//! become dearer, and whose last are kept for growing.
 //!
 //! Pure: no clock, no I/O; equal input gives equal output. It changes nothing itself, and believes what it is told is granted: whoever carries
 //! decisions out may fail, or only observe.

@@ -47,8 +47,9 @@ pub struct Settings {
     pub change_msec: Knob,
     /// Shortest past that is taken for what will be, milliseconds. Nothing shrinks before.
     pub patience_msec: Knob,
-    /// Changes of one resource of a machine in a day. Three quarters of them may be used to make it smaller, or larger ahead of need; after the
-    /// last but one a growth goes as far as the day's largest demand. What is needed at once is not bound by it.
+    /// Most changes of one resource of a machine in a day, against flapping: what they cost keeps them far fewer, and few machines need as many
+    /// as others. Three quarters of them may be used to make it smaller, or larger ahead of need; after the last but one a growth goes as far as
+    /// the day's largest demand. What is needed at once is not bound by it.
     pub changes_a_day: Knob,
     /// What one unit that is wanted and not there costs beside one that is there and idle, by tier: harvest, standard, guaranteed.
     pub unserved: [u64; 3],
@@ -58,27 +59,31 @@ pub struct Settings {
     pub trusted_permille: u32,
     /// Share of 95 % quantiles that must have held lately for an outlook to count, thousandths.
     pub held_permille: u32,
+    /// How probable it must be that demand goes well beyond the grant for it to grow ahead of need, thousandths. Less is cheaper waited for: most
+    /// of what is merely possible does not come.
+    pub ahead_permille: u64,
     /// Forecasts that must have been judged before their share says anything.
     pub judged: u32,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        let rate = Knob { careful: 300, middle: 50, tight: 20 };
+        let rate = Knob { careful: 200, middle: 30, tight: 20 };
         let memory = Knob { careful: 300, middle: 200, tight: 100 };
         Self {
             reaction_msec: 10_000,
             headroom_permille: [rate, memory, rate, rate],
             reached_permille: [980, 930, 980, 980],
-            beyond_permille: Knob { careful: 1050, middle: 1200, tight: 1050 },
+            beyond_permille: Knob { careful: 1050, middle: 1250, tight: 1050 },
             hidden_permille: [1500, 2000],
-            change_msec: Knob { careful: 3_600_000, middle: 600_000, tight: 60_000 },
+            change_msec: Knob { careful: 5_400_000, middle: 1_800_000, tight: 60_000 },
             patience_msec: Knob { careful: 3_600_000, middle: 600_000, tight: 60_000 },
-            changes_a_day: Knob { careful: 4, middle: 12, tight: 288 },
+            changes_a_day: Knob { careful: 48, middle: 96, tight: 288 },
             unserved: [10, 50, 200],
             least_permille: 50,
             trusted_permille: 300,
             held_permille: 850,
+            ahead_permille: 750,
             judged: 60,
         }
     }

@@ -5,6 +5,8 @@ use super::past::{DAY_MSEC, Past};
 use super::{Cause, Machine, Settings, Sight, Weighed, Weighing, Why};
 use crate::foresight::Resource;
 
+/// Of `lathe_forecast::LEVELS`, 0.5.
+const MEDIAN: usize = 0;
 /// Times ahead for which a growth is weighed, milliseconds.
 const AHEAD_MSEC: [u64; 5] = [1_800_000, 3_600_000, 7_200_000, 14_400_000, 28_800_000];
 
@@ -242,7 +244,8 @@ fn stay_or_change(case: &Case<'_>, bounds: &Bounds, wanted: u64, weighing: &mut 
     ));
     // Not below what is wanted now, was a moment ago, or is expected.
     let least = weighing.need.max(wanted).max(case.sight.recent.min(MAX_AMOUNT));
-    let least = least.max(outlook.map_or(0, super::Outlook::peak));
+    // As is more probable than not: what is only possible is no reason to keep a grant.
+    let least = least.max(outlook.map_or(0, |outlook| outlook.level(MEDIAN)));
     let mut look = patience;
     loop {
         let top = case.with_headroom(case.past.top(look));
@@ -285,6 +288,10 @@ fn shrunk(case: &Case<'_>, granted: u64, amount: u64, look: u64) -> Weighed {
 fn ahead(case: &Case<'_>, bounds: &Bounds, weighing: &mut Weighing) {
     let Some(outlook) = case.sight.outlook.as_ref().filter(|_| weighing.trusted) else { return };
     let granted = case.sight.granted;
+    let well_beyond = scaled(granted, case.knob(case.settings.beyond_permille), 1000);
+    if outlook.over_permille(well_beyond) < case.settings.ahead_permille {
+        return;
+    }
     let look = outlook.reach_msec().max(1);
     let change = case.change(look);
     let of = |amount: u64, now: u64| {
