@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use lathe_guest::protocol::inside::{Application, ApplicationKind, Inside, Settled};
 use lathe_guest::protocol::{Request, Response};
+use lathe_shard::Shape;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
@@ -21,7 +22,6 @@ use crate::api::wire::MachineState;
 use crate::api::wire::inside::{ApplicationView, InsideView, WantedView};
 use crate::foresight::inside::{Bound, Bounds, Word};
 use crate::foresight::{Mode, Resource};
-use lathe_shard::Shape;
 
 /// Oldest version of the guest's protocol that can be asked.
 const SINCE_VERSION: u32 = 4;

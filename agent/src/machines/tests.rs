@@ -716,3 +716,36 @@ fn kill_at_any_moment_loses_nothing_and_leaves_nothing_half_made() {
         lathed.kill();
     }
 }
+
+/// Whoever reads the host's view, whoever has a machine locked and asks what the host could give, and whoever changes the books: none of them
+/// may wait for the others in a circle.
+#[test]
+fn the_hosts_view_and_the_books_do_not_wait_for_each_other() {
+    let world = World::new();
+    let lathed = world.lathed();
+    lathed.run(world.request("a")).unwrap();
+    let machines = lathed.machines.clone();
+    let entry = machines.core.entry("a").unwrap();
+    let (done, ended) = std::sync::mpsc::channel();
+    let until = Instant::now() + Duration::from_millis(500);
+    let mut rounds: Vec<Box<dyn FnMut() + Send>> = Vec::new();
+    let view = machines.clone();
+    rounds.push(Box::new(move || drop(view.host())));
+    let look = machines.clone();
+    rounds.push(Box::new(move || assert!(entry.with(|_| look.core.most()).cpu.0 > 0)));
+    let books = machines.clone();
+    rounds.push(Box::new(move || books.core.with_books(|_| ())));
+    for mut round in rounds {
+        let done = done.clone();
+        std::thread::spawn(move || {
+            while Instant::now() < until {
+                round();
+            }
+            done.send(()).unwrap();
+        });
+    }
+    for _ in 0..3 {
+        ended.recv_timeout(PATIENCE).expect("they wait for each other");
+    }
+    lathed.kill();
+}

@@ -123,18 +123,17 @@ impl KernelPorts {
         };
         let mut trouble = String::new();
         loop {
-            if let Err(cause) = watch.changed().await {
-                tracing::warn!(%cause, "cannot hear of changes of nftables; it is looked anyway");
-            }
-            // Who loads a ruleset changes much at once.
-            tokio::time::sleep(RULES_SETTLE).await;
+            // Who loads a ruleset changes much at once; while changes cannot be heard of, it is looked all the same.
+            let heard = watch.changed().await;
+            tokio::time::sleep(if heard.is_ok() { RULES_SETTLE } else { RULES_REST }).await;
+            let deaf = heard.err().map(|cause| format!("cannot hear of changes of nftables: {cause}"));
             let mended = self.mend_rules().await;
             if let Ok(true) = mended {
                 tracing::warn!(
                     "somebody has changed the nftables table inet lathe, or removed it; its rules are back"
                 );
             }
-            let said = mended.as_ref().err().map(|problem| problem.to_string()).unwrap_or_default();
+            let said = mended.as_ref().err().map(|problem| problem.to_string()).or(deaf).unwrap_or_default();
             // Said when it changes.
             if !said.is_empty() && said != trouble {
                 tracing::error!("the rules of the machines' network are not as they should be: {said}");

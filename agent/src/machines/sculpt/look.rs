@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lathe_shard::{BitRate, Bytes, Iops, MEMORY_SHARD, MilliCpu};
+use lathe_shard::{BitRate, Bytes, Iops, MEMORY_SHARD, MilliCpu, Shape};
 
 use super::PERSON_REST_MSEC;
 use super::kept::Numbers;
@@ -18,7 +18,6 @@ use crate::machines::shape::memory_limit;
 use crate::machines::spec::{MIN_CPU_MILLI, MIN_MEMORY_BYTES};
 use crate::machines::view::vcpus;
 use crate::sculptor::{Machine, Outlook, RESOURCES, Sight};
-use lathe_shard::Shape;
 
 /// Resources that are changed.
 pub const SCULPTED: [Resource; 2] = [Resource::Cpu, Resource::Memory];
