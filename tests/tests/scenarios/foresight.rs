@@ -1,6 +1,6 @@
 //! What machines ask for over time: a load that comes and goes is in the rings and in the forecast's words, a kill of lathed costs no more
 //! than a minute of it, the picture is one, and a machine that is removed leaves nothing. Where its mode is on, a machine grows with its load and
-//! goes back after it; who only observes changes nothing, and a person's word counts.
+//! goes back after it, in CPU and in memory; who only observes changes nothing, and a person's word counts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,6 +22,7 @@ pub const GROUP: Group = Group {
         ("a_load_is_in_the_rings_and_outlives_a_kill", a_load_is_in_the_rings),
         ("a_machine_that_is_removed_leaves_no_past", a_machine_that_is_removed),
         ("a_machine_is_sculpted_and_a_person_has_the_last_word", a_machine_is_sculpted),
+        ("memory_follows_what_is_in_use", memory_follows),
         ("what_goes_on_inside_is_told_and_what_is_wanted_is_seen", inside::told_and_wanted),
         ("what_people_say_outlives_a_kill", inside::what_people_say),
     ],
@@ -214,4 +215,36 @@ fn a_machine_is_sculpted(hosts: &Hosts) {
     host.run_within(STILL * 4, &watched).expect_ok().expect_stdout("200");
     decided(&host, "grower", SEEN, ".now | startswith(\"somebody resized it\")");
     away(&host, &["grower"]);
+}
+
+/// A guest that fills its memory beyond what it was given at first, slowly enough for two reactions, and frees it again.
+fn memory_follows(hosts: &Hosts) {
+    let host = hosts.host(1);
+    let bounds = "--cpu 1..1 --cpu-min 1 --memory 256M..1G --memory-min 128M --net none";
+    make(&host, "filler", &format!("{bounds} --foresight on --aggressiveness 1"));
+    let exec = |limit: Duration, script: &str| {
+        host.run_within(limit, &format!("lathe exec filler -- sh -c '{script}'")).expect_ok().stdout()
+    };
+    exec(SEEN, "mkdir /tmp/full && mount -t tmpfs -o size=800M none /tmp/full");
+    // 4 MiB at a time up to 320 MiB; a file that is short would mean that there was no memory for it.
+    let fill = "i=0; while [ $i -lt 80 ]; do dd if=/dev/zero of=/tmp/full/$i bs=1M count=4 2>/dev/null || exit 1; i=$((i+1)); sleep 2; done; du -sm /tmp/full";
+    let held = exec(Duration::from_secs(900), fill);
+    assert!(held.starts_with("320"), "{held}");
+    let grown =
+        "[.decisions[] | select(.resource == \"memory\" and .to > .from and .outcome == \"applied\")]";
+    decided(&host, "filler", SEEN, &format!("{grown} | length > 0"));
+    let (why, shown) = told(&host, "filler");
+    let memory = shown["memory"]["actual"].as_u64().unwrap_or(0);
+    assert!(memory > 320 << 20 && shown["memory"]["granted"].as_u64() >= Some(memory), "{shown}");
+    hosts.note(&format!("grown to {} MiB: {}", memory >> 20, why["decisions"][0]));
+
+    exec(SEEN, "rm /tmp/full/*");
+    let less = ".decisions | any(.resource == \"memory\" and .to < .from and .cause == \"idle\" and .outcome == \"applied\")";
+    decided(&host, "filler", SHRUNK, less);
+    let (_, shown) = told(&host, "filler");
+    let now = shown["memory"]["actual"].as_u64().unwrap_or(u64::MAX);
+    assert!(now < memory, "{shown}");
+    hosts.note(&format!("back at {} MiB", now >> 20));
+    assert_eq!(exec(SEEN, "dmesg | grep -ci out.of.memory || true"), "0", "nothing was killed");
+    away(&host, &["filler"]);
 }

@@ -29,6 +29,8 @@ const FRESH_SEC: u64 = 3;
 const ROOM_BYTES: u64 = 16 << 20;
 /// The same as a part of the working set.
 const ROOM_PART: u64 = 8;
+/// Two reactions, each a turn of five seconds and the resize in a guest that has little left: seconds.
+const RISE_SEC: u64 = 20;
 
 /// A machine as the sculptor sees it.
 pub struct Look {
@@ -169,13 +171,17 @@ pub fn look(core: &Core, entry: &Entry, now_sec: u64, since: u64) -> Option<Look
                 numbers_of(track, resource, profile.now().of(resource), outlook.as_ref(), now_sec);
             let demand = asked(track, resource, now_sec, since)?;
             let wanted = profile.wanted(resource, now_sec, at_usec);
-            Some((demand, outlook, track.forecaster.held(), wanted))
+            // Who goes on filling its memory needs it while a resize is made, too; without any a guest stops for good.
+            let (rise, floor) = match resource {
+                Resource::Memory => (rise(track, now_sec), with_room(demand)),
+                _ => (0, 0),
+            };
+            Some((demand.saturating_add(rise), floor, outlook, track.forecaster.held(), wanted))
         });
-        let (demand, outlook, held, wanted) = now?;
+        let (demand, floor, outlook, held, wanted) = now?;
         // A change that did not come about a moment ago is not asked for again at once.
         let bounds = bounds[place].take().filter(|_| !rests[place])?;
         let recent = numbers[place].recent.unwrap_or(demand);
-        let floor = if resource == Resource::Memory { with_room(demand) } else { 0 };
         Some(Sight {
             granted: bounds.granted,
             min: bounds.min,
@@ -208,6 +214,13 @@ fn last(track: &Track, resource: Resource, now_sec: u64, seconds: u64) -> impl I
     let steps =
         newest.into_iter().flat_map(move |newest| (0..seconds).map(move |age| newest.saturating_sub(age)));
     steps.filter_map(|second| ring.at(second)).map(amount)
+}
+
+/// How much more memory was asked for now than the least within two reactions: as much may come until a growth is in force.
+fn rise(track: &Track, now_sec: u64) -> u64 {
+    let mut amounts = last(track, Resource::Memory, now_sec, RISE_SEC);
+    let Some(newest) = amounts.next() else { return 0 };
+    newest.saturating_sub(amounts.min().unwrap_or(newest))
 }
 
 /// What was asked for since the last look: of memory the most, otherwise the mean.
@@ -317,6 +330,26 @@ mod tests {
         assert!(!is_timed(&demo, Resource::Cpu));
         demo.back = Some(Back { at_unix_msec: 9, memory_bytes: Some(1), ..Back::default() });
         assert_eq!(Resource::ALL.map(|resource| is_timed(&demo, resource)), [false, true, false, false]);
+    }
+
+    #[test]
+    fn memory_that_is_being_filled_is_expected_to_go_on_until_a_growth_is_in_force() {
+        let mut track = Track::new(Resource::Memory);
+        let at = |second: u64| 1_000_000 + second;
+        let pages = |mib: u32| mib << 8;
+        for second in 0..10 {
+            track.rings.take(at(second), pages(100));
+        }
+        assert_eq!(rise(&track, at(9)), 0);
+        for second in 10..=25 {
+            track.rings.take(at(second), pages(100 + 2 * (second as u32 - 9)));
+        }
+        assert_eq!(rise(&track, at(25)), 32 << 20, "all of it within the last seconds");
+        for second in 26..60 {
+            track.rings.take(at(second), pages(132 - (second as u32 - 26)));
+        }
+        assert_eq!(rise(&track, at(59)), 0, "what is freed is no rise");
+        assert_eq!(rise(&track, at(59 + FRESH_SEC + 1)), 0, "long over");
     }
 
     #[test]
