@@ -226,16 +226,16 @@ fn memory_follows(hosts: &Hosts) {
         host.run_within(limit, &format!("lathe exec filler -- sh -c '{script}'")).expect_ok().stdout()
     };
     exec(SEEN, "mkdir /tmp/full && mount -t tmpfs -o size=800M none /tmp/full");
-    // 4 MiB at a time up to 320 MiB; a file that is short would mean that there was no memory for it.
-    let fill = "i=0; while [ $i -lt 80 ]; do dd if=/dev/zero of=/tmp/full/$i bs=1M count=4 2>/dev/null || exit 1; i=$((i+1)); sleep 2; done; du -sm /tmp/full";
+    // 4 MiB at a time up to 240 MiB, with what its kernel has more than it was given at first; a file that is short would mean that there was no memory for it.
+    let fill = "i=0; while [ $i -lt 60 ]; do dd if=/dev/zero of=/tmp/full/$i bs=1M count=4 2>/dev/null || exit 1; i=$((i+1)); sleep 2; done; du -sm /tmp/full";
     let held = exec(Duration::from_secs(900), fill);
-    assert!(held.starts_with("320"), "{held}");
+    assert!(held.starts_with("240"), "{held}");
     let grown =
         "[.decisions[] | select(.resource == \"memory\" and .to > .from and .outcome == \"applied\")]";
     decided(&host, "filler", SEEN, &format!("{grown} | length > 0"));
     let (why, shown) = told(&host, "filler");
     let memory = shown["memory"]["actual"].as_u64().unwrap_or(0);
-    assert!(memory > 320 << 20 && shown["memory"]["granted"].as_u64() >= Some(memory), "{shown}");
+    assert!(memory > 256 << 20 && shown["memory"]["granted"].as_u64() >= Some(memory), "{shown}");
     hosts.note(&format!("grown to {} MiB: {}", memory >> 20, why["decisions"][0]));
 
     exec(SEEN, "rm /tmp/full/*");
