@@ -16,6 +16,7 @@
 //! | `mix` | weights per level and pair of steps ahead, from what each expert lost of late |
 //! | `calibrate` | conformal correction outside a dead band |
 //! | `trust` | the confidence |
+//! | [`rhythm`] | what comes back, seen by itself: the length of its cycle, and the next one |
 //!
 //! What it never does: know what the series means, or decide anything.
 #![forbid(unsafe_code)]
@@ -28,10 +29,12 @@ mod math;
 mod mix;
 mod past;
 mod quantile;
+pub mod rhythm;
 mod series;
 mod trust;
 
 pub use blueprint::Blueprint;
 pub use experts::{EXPERTS, NAMES};
 pub use quantile::{HORIZONS, LEVELS, Quantiles};
+pub use rhythm::Rhythm;
 pub use series::{Config, MAX_STATE, Outcome, RestoreError, Series};

@@ -193,7 +193,8 @@ impl Profile {
             sound(&track.rings)?;
             let judged = (track.judged, track.held);
             let forecaster = Forecaster::restore(which, &track.state, track.learnt, judged)?;
-            profile.tracks[which as usize] = Some(Box::new(Track { rings: track.rings, forecaster }));
+            profile.tracks[which as usize] =
+                Some(Box::new(Track { rings: track.rings, forecaster, ..Track::new(which) }));
         }
         let newest = Resource::ALL.map(|which| profile.track(which).map(Track::newest));
         profile.stored = Some(Reach { stamp: whole.stamp, newest });

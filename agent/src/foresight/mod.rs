@@ -10,6 +10,7 @@
 //! | [`demand`] | from two readings of counters to what was asked for in between |
 //! | [`ring`] | the past in three resolutions |
 //! | [`forecaster`] | the forecast of one resource, and how it held |
+//! | [`rhythm`] | what comes back: cycles of minutes and of hours |
 //! | [`profile`] | all of that of one machine |
 //! | [`inside`] | what a guest says of itself and wants, made fit to be used |
 //! | [`by_hand`] | what people say: a blueprint, events |
@@ -25,6 +26,7 @@ pub mod forecaster;
 pub mod inside;
 pub mod kept;
 pub mod profile;
+pub mod rhythm;
 pub mod ring;
 
 pub use self::profile::Profile;

@@ -5,6 +5,7 @@ use super::by_hand::{ByHand, Merged};
 use super::demand::{Demand, INSIDE_FRESH_USEC, Inside, Reading, demand};
 use super::forecaster::Forecaster;
 use super::inside::Word;
+use super::rhythm::{Cycle, Rhythms};
 use super::ring::{MAX_AMOUNT, Rings};
 
 /// One resource: what was asked for, and what will be.
@@ -14,12 +15,14 @@ pub struct Track {
     pub rings: Rings,
     /// What comes.
     pub forecaster: Forecaster,
+    /// What comes back.
+    pub rhythms: Rhythms,
 }
 
 impl Track {
     /// Without a past.
     pub fn new(resource: Resource) -> Self {
-        Self { rings: Rings::default(), forecaster: Forecaster::new(resource) }
+        Self { rings: Rings::default(), forecaster: Forecaster::new(resource), rhythms: Rhythms::default() }
     }
 }
 
@@ -84,6 +87,19 @@ impl Profile {
             track.rings.pass(at_sec);
             track.forecaster.catch_up(&track.rings);
         }
+    }
+
+    /// Looks for what comes back, where it is time to; it is the second `at_sec` now.
+    pub fn look_for_cycles(&mut self, at_sec: u64) {
+        for resource in Resource::ALL {
+            let Some(track) = &mut self.tracks[resource as usize] else { continue };
+            track.rhythms.look(resource.forecast_of(), &track.rings, at_sec);
+        }
+    }
+
+    /// What comes back of a resource, as known at the second `at_sec` since the epoch.
+    pub fn cycle(&self, resource: Resource, at_sec: u64) -> Option<&Cycle> {
+        self.track(resource)?.rhythms.cycle(at_sec)
     }
 
     /// What is known of a resource.

@@ -17,16 +17,18 @@ use tokio::time::timeout;
 
 use super::core::{Core, Entry, Shared};
 use super::{by_hand, inside, sight, view as shown};
-use crate::api::wire::forecast::{AheadView, ForecastResource, ForecastView, RingView};
+use crate::api::wire::forecast::{AheadView, CycleView, ForecastResource, ForecastView, RingView};
 use crate::api::wire::{MachineState, MachineView, SCHEMA};
 use crate::foresight::by_hand::{ByHand, Merged};
 use crate::foresight::demand::{Cpu, Disks, Inside, Memory, Net, Reading};
 use crate::foresight::forecaster::{ENOUGH, P50, P95, P99};
 use crate::foresight::kept::Parts;
 use crate::foresight::profile::Track;
+use crate::foresight::rhythm::Cycle as Seen;
 use crate::foresight::ring::{Coarse, HOUR, MINUTE, Ring};
 use crate::foresight::{Mode, Profile, Resource};
 use crate::problem::{Kind, Problem};
+use crate::sculptor::Cycle;
 use crate::store::{Change, Past};
 
 /// Between two questions about what balloons tell.
@@ -322,10 +324,22 @@ fn of_track(
         judged: judged.into(),
         held: held.into(),
         ahead: ahead.collect(),
+        cycle: track.rhythms.cycle(at_sec).and_then(|cycle| cycle_view(cycle, which, at_sec)),
         seconds: ring(1, &track.rings.seconds, None, grain),
         minutes: coarse(MINUTE, &track.rings.minutes, grain),
         hours: coarse(HOUR, &track.rings.hours, grain),
     }
+}
+
+fn cycle_view(seen: &Seen, which: Resource, at_sec: u64) -> Option<CycleView> {
+    let cycle = Cycle::of(seen, which, at_sec)?;
+    Some(CycleView {
+        period_sec: seen.period_sec(),
+        cycles: cycle.cycles.into(),
+        from_unix_sec: at_sec.saturating_sub(cycle.over_msec / 1000),
+        step_sec: seen.step_sec,
+        ahead: cycle.steps,
+    })
 }
 
 fn coarse(step_sec: u64, coarse: &Coarse, grain: u64) -> RingView {

@@ -10,8 +10,10 @@
 //! |---|---|
 //! | [`settings`] | what it goes by, with units and reasons |
 //! | [`outlook`] | quantiles ahead, and what they say of an amount |
+//! | [`cycle`] | what comes back, as amounts |
 //! | `past` | what was wanted in the last day |
 //! | `weigh` | one resource of one machine: which amount costs least |
+//! | `recur` | the same where its demand comes back |
 //! | `share` | all machines: what the host has left, and who yields |
 //! | `turn` | state, clock, and the turn of all of it |
 //!
@@ -22,6 +24,9 @@
 //! that is cheaper than growing again. A small lack waits until it has cost as much as a change. No forecast is needed for that, and none
 //! prevents it. Ahead of need it grows where the outlook is trusted, well more is probable and growing later costs more.
 //!
+//! **What comes back is met**: where a cycle is known it grows two reactions before the next rise, as far as that went, and is small in between
+//! where that spares more than going down and up costs. Then no patience is needed, and none but the cycle's own is believed.
+//!
 //! **It shrinks with patience**: what has not been needed for a while will not be for as long again, so that an amount is given up once keeping
 //! it for that while would have cost more than the change. Much that is idle goes soon, little goes late. What is often risen above is dearer,
 //! as it would grow again. Nothing but what a change costs keeps changes few, so that a machine that needs many has many and its neighbour none:
@@ -31,8 +36,10 @@
 //! Pure: no clock, no I/O; equal input gives equal output. It changes nothing itself, and believes what it is told is granted: whoever carries
 //! decisions out may fail, or only observe.
 
+pub mod cycle;
 pub mod outlook;
 mod past;
+mod recur;
 pub mod settings;
 mod share;
 mod turn;
@@ -44,6 +51,7 @@ mod tests;
 use crate::api::wire::Tier;
 use crate::foresight::Resource;
 
+pub use self::cycle::Cycle;
 pub use self::outlook::Outlook;
 pub use self::settings::Settings;
 pub use self::turn::Sculptor;
@@ -75,6 +83,8 @@ pub struct Sight {
     pub wanted: Option<u64>,
     /// What is ahead.
     pub outlook: Option<Outlook>,
+    /// What comes back.
+    pub cycle: Option<Cycle>,
     /// Of so many (second) forecasts of late, how many held at the 95 % quantile (first).
     pub held: (u32, u32),
 }
@@ -190,6 +200,15 @@ pub struct Weighed {
     pub rejected: Option<Why>,
 }
 
+/// A cycle by which something was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recurrence {
+    /// Its length, milliseconds.
+    pub period_msec: u64,
+    /// How many in a row were alike.
+    pub cycles: u32,
+}
+
 /// What was weighed for one resource of a machine when it was last looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weighing {
@@ -203,6 +222,8 @@ pub struct Weighing {
     pub need: u64,
     /// Whether the outlook counted.
     pub trusted: bool,
+    /// It is decided by what comes back.
+    pub recurrence: Option<Recurrence>,
     /// Changes in the last day.
     pub changes: u32,
     /// What came into question, the grant as it is first.

@@ -147,6 +147,69 @@ fn an_outlook_keeps_it_from_shrinking_but_never_from_growing() {
     assert_eq!(decisions[0].cause, Cause::Reached);
 }
 
+/// Grants of a machine that is busy for `busy` of each `period` turns and whose cycle is known from its third time on.
+fn recurring(period: usize, busy: usize, times: usize, aggressiveness_permille: u32) -> Vec<u64> {
+    let demand = |turn: usize| if turn % period >= period - busy { 900 } else { 120 };
+    let (mut sculptor, mut granted, mut grants) = (Sculptor::default(), 930, Vec::new());
+    for turn in 0..period * times {
+        // As it is found: a step of two turns, and each reaches over those beside it.
+        let near = |step: usize| {
+            (0..6).map(|near| demand((step * 2 + near + period - 2) % period)).max().unwrap_or(0)
+        };
+        let first = turn / 2;
+        let steps = (first..first + period / 2).map(|step| near(step % (period / 2))).collect();
+        let over_msec = (turn % 2) as u64 * 5 * SEC;
+        let cycle = Cycle { step_msec: 10 * SEC, over_msec, steps, cycles: (turn / period) as u32 };
+        let cpu = Sight { cycle: (turn >= 2 * period).then_some(cycle), ..sight(granted, demand(turn)) };
+        let cpu = Sight { recent: demand(turn).max(demand((turn + period - 1) % period)), ..cpu };
+        let mut one = machine("one", Tier::Standard, cpu);
+        one.aggressiveness_permille = aggressiveness_permille;
+        for decision in sculptor.decide(turn as u64 * 5 * SEC, &Host::default(), &[one]) {
+            granted = decision.to;
+        }
+        grants.push(granted);
+    }
+    grants
+}
+
+#[test]
+fn what_comes_back_is_met_before_it_comes_and_given_back_after_it() {
+    // Four minutes, of which it is busy for one and a half.
+    let grants = recurring(48, 18, 12, 1000);
+    for time in 2..11 {
+        let rise = time * 48 + 30;
+        assert!(
+            grants[rise - 3..rise + 18].iter().all(|grant| *grant >= 900),
+            "{:?}",
+            &grants[rise - 6..rise]
+        );
+        let after = &grants[rise + 18 + 6..rise + 48 - 8];
+        assert!(after.iter().all(|grant| *grant <= 150), "{after:?}");
+    }
+    // At leisure it is left as it is: going down and up each few minutes costs more.
+    assert!(recurring(48, 18, 12, 500).iter().all(|grant| *grant == 930));
+}
+
+#[test]
+fn a_batch_of_every_hour_is_met_without_hurry_too() {
+    let grants = recurring(720, 120, 6, 500);
+    for time in 3..5 {
+        let rise = time * 720 + 600;
+        assert!(grants[rise - 3..rise + 120].iter().all(|grant| *grant >= 900), "before");
+        assert!(grants[rise + 130..rise + 700].iter().all(|grant| *grant <= 200), "after");
+    }
+    let changes = grants.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert!(changes <= 12, "{changes}");
+}
+
+#[test]
+fn a_rise_that_no_cycle_told_of_is_covered_as_ever() {
+    let cycle = Some(Cycle { step_msec: 10 * SEC, over_msec: 0, steps: vec![120; 24], cycles: 9 });
+    let cpu = Sight { cycle, ..sight(150, 800) };
+    let decisions = Sculptor::default().decide(0, &Host::default(), &[machine("one", Tier::Standard, cpu)]);
+    assert!(decisions[0].to >= 800 && decisions[0].cause == Cause::Reached, "{decisions:?}");
+}
+
 #[test]
 fn a_busy_machine_is_left_as_it_is() {
     let mut sculptor = Sculptor::default();
@@ -212,16 +275,29 @@ fn amounts() -> impl Strategy<Value = u64> {
     prop_oneof![0..5000_u64, Just(0), any::<u64>()]
 }
 
+fn cycles() -> impl Strategy<Value = Cycle> {
+    let amount = amounts().prop_map(|amount| amount.min(outlook::MAX_AMOUNT));
+    (1..100_000_u64, 0..100_000_u64, proptest::collection::vec(amount, 1..40), any::<u32>()).prop_map(
+        |(step_msec, over_msec, steps, cycles)| Cycle {
+            step_msec,
+            over_msec: over_msec % step_msec,
+            steps,
+            cycles,
+        },
+    )
+}
+
 fn sights() -> impl Strategy<Value = Sight> {
     let step = prop_oneof![Just(0), Just(10), 1..5000_u64];
     let row = proptest::array::uniform7(amounts());
     let outlook = (any::<u64>(), proptest::collection::vec(row, 0..7), any::<f32>());
     let numbers = (amounts(), amounts(), amounts(), step, amounts(), amounts(), amounts());
     let rest = (proptest::option::of(amounts()), outlook, any::<(u32, u32)>(), any::<bool>());
-    (numbers, rest).prop_map(|(numbers, (wanted, (step_sec, steps, confidence), held, hidden))| {
+    (numbers, rest, proptest::option::of(cycles())).prop_map(|(numbers, rest, cycle)| {
+        let (wanted, (step_sec, steps, confidence), held, hidden) = rest;
         let (granted, min, max, step, demand, recent, floor) = numbers;
         let outlook = Outlook::new(step_sec, steps, confidence);
-        Sight { granted, min, max, step, demand, hidden, recent, floor, wanted, outlook, held }
+        Sight { granted, min, max, step, demand, hidden, recent, floor, wanted, outlook, cycle, held }
     })
 }
 

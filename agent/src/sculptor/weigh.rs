@@ -1,7 +1,9 @@
 //! One resource of one machine: which amount costs least.
 
+use super::cycle::Cycle;
 use super::outlook::MAX_AMOUNT;
 use super::past::{DAY_MSEC, Past};
+use super::recur::recur;
 use super::{Cause, Machine, Settings, Sight, Weighed, Weighing, Why};
 use crate::foresight::Resource;
 
@@ -63,11 +65,11 @@ pub(super) struct Case<'a> {
 }
 
 impl Case<'_> {
-    fn knob(&self, knob: super::settings::Knob) -> u64 {
+    pub(super) fn knob(&self, knob: super::settings::Knob) -> u64 {
         knob.at(self.machine.aggressiveness_permille)
     }
 
-    fn with_headroom(&self, amount: u64) -> u64 {
+    pub(super) fn with_headroom(&self, amount: u64) -> u64 {
         let more = self.knob(self.settings.headroom_permille[self.resource as usize]);
         scaled(amount, 1000 + more, 1000)
     }
@@ -95,7 +97,7 @@ impl Case<'_> {
     }
 
     /// Whether there are changes left that need not be kept for growing.
-    fn may_spend(&self) -> bool {
+    pub(super) fn may_spend(&self) -> bool {
         self.changes.saturating_mul(4) < self.budget().saturating_mul(3)
     }
 
@@ -104,7 +106,7 @@ impl Case<'_> {
     }
 
     /// What a change costs when spread over a time: the more of the day's changes are used up, the more.
-    fn change(&self, look_msec: u64) -> u64 {
+    pub(super) fn change(&self, look_msec: u64) -> u64 {
         let left = self.budget().saturating_sub(self.changes).max(1);
         let dearer = scaled(self.dearer_permille, self.budget().max(1), left);
         let scale = self
@@ -116,18 +118,18 @@ impl Case<'_> {
         scaled(scaled(scale, self.knob(self.settings.change_msec), look_msec), dearer, 1000)
     }
 
-    fn slack(&self, idle: u64) -> u64 {
+    pub(super) fn slack(&self, idle: u64) -> u64 {
         scaled(idle, self.price_permille, 1000)
     }
 
     /// What is unserved when `short` is missing once, until somebody has reacted.
-    fn unserved(&self, short: u64, look_msec: u64) -> u64 {
+    pub(super) fn unserved(&self, short: u64, look_msec: u64) -> u64 {
         let weight = self.settings.unserved_of(self.machine.tier);
         scaled(scaled(short, weight, 1), self.settings.reaction_msec.min(look_msec), look_msec)
     }
 }
 
-fn weighed(amount: u64, look_msec: u64, unserved: u64, slack: u64, change: u64) -> Weighed {
+pub(super) fn weighed(amount: u64, look_msec: u64, unserved: u64, slack: u64, change: u64) -> Weighed {
     let total = unserved.saturating_add(slack).saturating_add(change);
     Weighed { amount, look_msec, unserved, slack, change, total, rejected: None }
 }
@@ -148,6 +150,7 @@ pub(super) fn weigh(case: &Case<'_>) -> Weighing {
         cause: Cause::Idle,
         need,
         trusted,
+        recurrence: None,
         changes: u32::try_from(case.changes).unwrap_or(u32::MAX),
         options: Vec::new(),
     };
@@ -163,7 +166,7 @@ pub(super) fn weigh(case: &Case<'_>) -> Weighing {
 }
 
 /// Marks the cheapest of the options that were not rejected for another reason as the one that is taken.
-fn choose(weighing: &mut Weighing) {
+pub(super) fn choose(weighing: &mut Weighing) {
     let open = weighing.options.iter().enumerate().filter(|(_, option)| option.rejected.is_none());
     // The first of equals: staying as it is.
     let Some((best, _)) = open.min_by_key(|(at, option)| (option.total, *at)) else { return };
@@ -187,7 +190,10 @@ fn grow(case: &Case<'_>, bounds: &Bounds, need: u64, weighing: &mut Weighing) {
     // The last but one change of the day is to be the last.
     let last = case.changes + 2 >= case.budget();
     let day = if last { case.with_headroom(case.past.top(DAY_MSEC)) } else { 0 };
-    let least = bounds.fit(least.max(day));
+    // Of what comes back it is known how far it goes.
+    let back = sight.cycle.as_ref().filter(|cycle| cycle.top(case.settings.lead_msec) > sight.granted);
+    let back = back.map_or(0, |cycle| case.with_headroom(cycle.burst(sight.granted)));
+    let least = bounds.fit(least.max(day).max(back));
     weighing.cause = Cause::Reached;
     for look in AHEAD_MSEC {
         let jumps = case.past.jumps(sight.granted, look);
@@ -229,12 +235,21 @@ fn stay_or_change(case: &Case<'_>, bounds: &Bounds, wanted: u64, weighing: &mut 
     let granted = case.sight.granted;
     let known = case.past.known_msec(case.now_msec);
     let outlook = case.sight.outlook.as_ref().filter(|_| weighing.trusted);
-    ahead(case, bounds, weighing);
-    if weighing.amount != granted {
-        weighing.cause = Cause::Ahead;
+    // Not below what is wanted now, or was a moment ago.
+    let least = weighing.need.max(wanted).max(case.sight.recent.min(MAX_AMOUNT));
+    let cycle = case.sight.cycle.as_ref();
+    if cycle.is_some_and(|cycle| recur(case, bounds, cycle, least, weighing)) {
         return;
     }
     weighing.options.clear();
+    if cycle.is_none() {
+        ahead(case, bounds, weighing);
+        if weighing.amount != granted {
+            weighing.cause = Cause::Ahead;
+            return;
+        }
+        weighing.options.clear();
+    }
     weighing.options.push(weighed(
         granted,
         patience,
@@ -242,11 +257,10 @@ fn stay_or_change(case: &Case<'_>, bounds: &Bounds, wanted: u64, weighing: &mut 
         case.slack(granted.saturating_sub(case.sight.demand)),
         0,
     ));
-    // Not below what is wanted now, was a moment ago, or is expected.
-    let least = weighing.need.max(wanted).max(case.sight.recent.min(MAX_AMOUNT));
-    // As is more probable than not: what is only possible is no reason to keep a grant.
+    // Nor below what is expected, as is more probable than not: what is only possible is no reason to keep a grant.
     let least = least.max(outlook.map_or(0, |outlook| outlook.level(MEDIAN)));
-    let mut look = patience;
+    // What comes back within a cycle is not idle in between.
+    let mut look = patience.max(cycle.map_or(0, Cycle::period_msec)).min(DAY_MSEC);
     loop {
         let top = case.with_headroom(case.past.top(look));
         let amounts = SHRINK_PERMILLE.map(|part| bounds.fit(scaled(top, part, 1000).max(least)));

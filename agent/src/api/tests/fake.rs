@@ -11,7 +11,7 @@ use super::super::core::{Cluster, Console, Core, Doctor, Later, Reply};
 use super::super::wire::by_hand::{
     AnnounceRequest, AnnouncedView, BlueprintRequest, BlueprintStep, ByHandView, ForecastOf, Raise, RaiseView,
 };
-use super::super::wire::forecast::{AheadView, ForecastResource, ForecastView, RingView};
+use super::super::wire::forecast::{AheadView, CycleView, ForecastResource, ForecastView, RingView};
 use super::super::wire::foresight::*;
 use super::super::wire::inside::{ApplicationView, InsideView, WantedView};
 use super::super::wire::*;
@@ -127,6 +127,13 @@ pub fn forecast(name: &str) -> ForecastView {
             judged: 36,
             held: 34,
             ahead: (0..6).map(ahead).collect(),
+            cycle: (resource == "cpu").then(|| CycleView {
+                period_sec: 240,
+                cycles: 3,
+                from_unix_sec: now_unix_sec - 10,
+                step_sec: 10,
+                ahead: (0..24).map(|step| if (9..14).contains(&step) { 470 } else { 60 }).collect(),
+            }),
             seconds: ring(1, now_unix_sec - 1, amounts.clone(), Vec::new()),
             minutes: ring(60, minute - 1, amounts.clone(), amounts.clone()),
             hours: ring(3600, now_unix_sec / 3600 - 1, amounts[..3].to_vec(), amounts[..3].to_vec()),

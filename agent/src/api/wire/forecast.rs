@@ -51,12 +51,30 @@ pub struct ForecastResource {
     pub held: u64,
     /// The next minutes, the nearest first; empty when nothing was measured of late.
     pub ahead: Vec<AheadView>,
+    /// What comes back, where something does.
+    #[serde(default)]
+    pub cycle: Option<CycleView>,
     /// The last 10 minutes, a second each; their `max` is empty.
     pub seconds: RingView,
     /// The last day, a minute each.
     pub minutes: RingView,
     /// The last 30 days, an hour each.
     pub hours: RingView,
+}
+
+/// A demand that comes back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CycleView {
+    /// From one time to the next, seconds.
+    pub period_sec: u64,
+    /// How many in a row were alike.
+    pub cycles: u64,
+    /// When the first of `ahead` begins, seconds since the epoch.
+    pub from_unix_sec: u64,
+    /// Length of its steps, seconds.
+    pub step_sec: u64,
+    /// What the steps of the next time ask for at most, in the resource's unit.
+    pub ahead: Vec<u64>,
 }
 
 /// A minute to come.

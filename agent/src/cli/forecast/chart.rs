@@ -91,6 +91,9 @@ pub fn draw(name: &str, panel: &Panel, span: Span, columns: usize, utf8: bool) -
     let (begin, end) = (format!("-{}", time(span.seconds)), ahead_label(panel));
     text.push_str(&format!("{:margin$}  {begin:<width$}now{end:>rest$}\n", "", rest = AHEAD_COLUMNS - 2));
     text.push_str(&format!("  next   {}\n  trust  {}\n", panel.next, panel.trust));
+    if !panel.back.is_empty() {
+        text.push_str(&format!("  again  {}\n", panel.back));
+    }
     text.lines().map(|line| line.trim_end().to_owned() + "\n").collect()
 }
 
@@ -175,6 +178,7 @@ mod tests {
             head: String::new(),
             next: String::new(),
             trust: String::new(),
+            back: String::new(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use lathe_shard::{BitRate, Bytes, MilliCpu};
 
-use crate::api::wire::forecast::{AheadView, ForecastResource, ForecastView, RingView};
+use crate::api::wire::forecast::{AheadView, CycleView, ForecastResource, ForecastView, RingView};
 use crate::cli::output::{iops, permille, rate};
 
 /// Most seconds that are drawn of the past: those of the longest ring.
@@ -82,6 +82,8 @@ pub struct Panel {
     pub next: String,
     /// How far it may be trusted, in words.
     pub trust: String,
+    /// What comes back, and when next; empty where nothing does.
+    pub back: String,
 }
 
 impl Panel {
@@ -106,6 +108,7 @@ impl Panel {
             head: head(resource),
             next: next(resource),
             trust: trust(resource),
+            back: resource.cycle.as_ref().map_or_else(String::new, |cycle| back(&resource.resource, cycle)),
             past,
         }
     }
@@ -166,6 +169,25 @@ fn trust(resource: &ForecastResource) -> String {
     }
 }
 
+/// What comes back, and when next. Nothing where a cycle has no steps.
+fn back(resource: &str, cycle: &CycleView) -> String {
+    let most = cycle.ahead.iter().max().copied().unwrap_or(0);
+    let least = cycle.ahead.iter().min().copied().unwrap_or(0);
+    let Some(steps) = cycle.ahead.iter().position(|amount| *amount > least + (most - least) / 2) else {
+        return String::new();
+    };
+    let when = match steps {
+        0 => "now".to_owned(),
+        _ => format!("in {}", time(steps as u64 * cycle.step_sec)),
+    };
+    format!(
+        "every {}, {} times so far; up to {} {when}",
+        time(cycle.period_sec),
+        cycle.cycles,
+        of(resource, most)
+    )
+}
+
 /// The next round number, of which the half is one as well.
 fn round_up(resource: &str, amount: u64) -> u64 {
     let steps: &[u64] = if resource == "memory" { &[4, 6] } else { &[10, 20, 40, 50, 60, 80] };
@@ -223,6 +245,18 @@ mod tests {
         assert_eq!(trust(&young), "confidence 31 %");
         (young.judged, young.held) = (200, 189);
         assert_eq!(trust(&young), "confidence 31 %; p95 held 94.5 % of the time in 200 min (want 95 %)");
+    }
+
+    #[test]
+    fn what_comes_back_is_told_with_the_next_time() {
+        let cycle =
+            |ahead: Vec<u64>| CycleView { period_sec: 240, cycles: 3, from_unix_sec: 0, step_sec: 10, ahead };
+        assert_eq!(
+            back("cpu", &cycle(vec![60, 60, 60, 470])),
+            "every 4 min, 3 times so far; up to 0.47 in 30 s"
+        );
+        assert_eq!(back("cpu", &cycle(vec![470, 60])), "every 4 min, 3 times so far; up to 0.47 now");
+        assert_eq!(back("cpu", &cycle(Vec::new())), "");
     }
 
     #[test]

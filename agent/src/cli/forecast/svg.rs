@@ -119,7 +119,9 @@ pub fn draw(view: &ForecastView, panels: &[Panel], span: Span) -> String {
 
 fn one(svg: &mut String, panel: &Panel, plot: &Plot) -> std::fmt::Result {
     let (begin, end, now) = (Plot::BEGIN, Plot::END, Plot::NOW);
-    let lines = [(22.0, format!("{}; next {}", panel.head, panel.next)), (38.0, panel.trust.clone())];
+    let trust = [panel.trust.as_str(), panel.back.as_str()];
+    let trust = trust.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
+    let lines = [(22.0, format!("{}; next {}", panel.head, panel.next)), (38.0, trust)];
     let y = plot.top + 22.0;
     writeln!(svg, "<text class=\"name\" x=\"24\" y=\"{y}\">{}</text>", escaped(&panel.resource))?;
     for (below, line) in lines {

@@ -250,6 +250,7 @@ pub mod tests {
             cause: Cause::Reached,
             need: to,
             trusted: false,
+            recurrence: None,
             changes: 0,
             options: Vec::new(),
         };

@@ -17,7 +17,7 @@ use crate::machines::sample;
 use crate::machines::shape::memory_limit;
 use crate::machines::spec::{MIN_CPU_MILLI, MIN_MEMORY_BYTES};
 use crate::machines::view::vcpus;
-use crate::sculptor::{Machine, Outlook, RESOURCES, Sight};
+use crate::sculptor::{Cycle, Machine, Outlook, RESOURCES, Sight};
 
 /// Resources that are changed.
 pub const SCULPTED: [Resource; 2] = [Resource::Cpu, Resource::Memory];
@@ -160,6 +160,7 @@ pub fn look(core: &Core, entry: &Entry, now_sec: u64, since: u64) -> Option<Look
     if matches!(held, Some(Hold::Still(_))) {
         return None;
     }
+    entry.profile(|profile| profile.look_for_cycles(now_sec));
     let mut numbers: [Numbers; RESOURCES] = Default::default();
     let sights = Resource::ALL.map(|resource| {
         let place = resource as usize;
@@ -176,9 +177,11 @@ pub fn look(core: &Core, entry: &Entry, now_sec: u64, since: u64) -> Option<Look
                 Resource::Memory => (rise(track, now_sec), with_room(demand)),
                 _ => (0, 0),
             };
-            Some((demand.saturating_add(rise), floor, outlook, track.forecaster.held(), wanted))
+            let cycle = profile.cycle(resource, now_sec).and_then(|seen| Cycle::of(seen, resource, now_sec));
+            let ahead = (outlook, cycle, track.forecaster.held());
+            Some((demand.saturating_add(rise), floor, wanted, ahead))
         });
-        let (demand, floor, outlook, held, wanted) = now?;
+        let (demand, floor, wanted, (outlook, cycle, held)) = now?;
         // A change that did not come about a moment ago is not asked for again at once.
         let bounds = bounds[place].take().filter(|_| !rests[place])?;
         let recent = numbers[place].recent.unwrap_or(demand);
@@ -193,6 +196,7 @@ pub fn look(core: &Core, entry: &Entry, now_sec: u64, since: u64) -> Option<Look
             floor,
             wanted,
             outlook,
+            cycle,
             held,
         })
     });

@@ -103,6 +103,15 @@ pub(super) fn sentence(decision: &Decision, numbers: &Numbers, tier: Tier) -> St
     let show = |amount: u64| shown(decision.resource, amount);
     let from = show(decision.from);
     let chosen = decision.weighing.options.iter().find(|option| option.rejected.is_none());
+    if let Some(back) = decision.weighing.recurrence {
+        let (period, cycles) = (about(back.period_msec / 1000), back.cycles);
+        return match decision.cause {
+            Cause::Ahead => format!("it asks for that each {period}, {cycles} times so far, and soon again"),
+            _ => format!(
+                "it asks for no more until the next time: it has asked for that each {period}, {cycles} times so far"
+            ),
+        };
+    }
     match decision.cause {
         Cause::Reached => {
             let asked = numbers.demand.map_or("all".to_owned(), show);
@@ -131,6 +140,11 @@ pub(super) fn sentence(decision: &Decision, numbers: &Numbers, tier: Tier) -> St
         },
         Cause::Short => format!("the host has not enough for all, and {} gives way", tier.word()),
     }
+}
+
+/// A time that is not known to the second.
+fn about(seconds: u64) -> String {
+    if seconds < 120 { format!("{seconds} s") } else { format!("{} min", (seconds + 30) / 60) }
 }
 
 fn rejection(why: Why) -> &'static str {
