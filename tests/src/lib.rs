@@ -12,6 +12,7 @@
 //! scenario   tests that read as sentences, and their runner   transfer  files in and out
 //! cli        the command line of `tests/testhost`             accel     KVM or emulation
 //! place      where sockets, logs and failures lie             dice      chance that can be repeated
+//! picture    what machines had and used over time, drawn
 //! ```
 
 pub mod accel;
@@ -26,6 +27,7 @@ pub mod hosts;
 pub mod hub;
 pub mod image;
 pub mod payload;
+pub mod picture;
 pub mod place;
 pub mod qemu;
 pub mod scenario;

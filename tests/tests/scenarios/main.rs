@@ -22,6 +22,7 @@ mod nics;
 mod node;
 mod placement;
 mod promises;
+mod repeating;
 mod shape;
 mod sight;
 mod steps;
@@ -64,6 +65,7 @@ const GROUPS: &[Group] = &[
     steps::GROUP,
     sight::NET,
     promises::GROUP,
+    repeating::GROUP,
     harvest::GROUP,
     enforced::GROUP,
     whole_machine::GROUP,
