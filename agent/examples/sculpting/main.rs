@@ -185,6 +185,7 @@ fn main() -> Result<()> {
             );
         }
     }
+    report("sculptor without what comes back", &loads, &sculpted(Way { without_cycle: true, ..way }), false);
     let best = in_parallel(&loads, |load| rules::best(load, 12, PRICE));
     report("best of 12 changes, in hindsight", &loads, &best, cli.each);
     let reached = report("sculptor", &loads, &grants, cli.each);

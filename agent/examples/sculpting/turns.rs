@@ -1,7 +1,10 @@
 //! The whole loop on series: minutes into forecasters, sights into the sculptor, its decisions into grants.
 
 use lathe_agent::api::wire::Tier;
-use lathe_agent::sculptor::{Decision, Host, Machine, Outlook, RESOURCES, Sculptor, Settings, Sight};
+use lathe_agent::foresight::rhythm::{Cycle as Seen, Rhythms};
+use lathe_agent::foresight::ring::Rings;
+use lathe_agent::foresight::{Of, Resource};
+use lathe_agent::sculptor::{Cycle, Decision, Host, Machine, Outlook, RESOURCES, Sculptor, Settings, Sight};
 use lathe_forecast::{Blueprint, Config, Series};
 
 use crate::fleet::{Load, MINUTE, TURN_SEC};
@@ -12,9 +15,13 @@ const P95: usize = 3;
 /// Forecasts after which what held long ago counts half.
 const JUDGED: u32 = 1440;
 
-/// What was forecast after each minute of a machine, and how many of the forecasts before it had held.
+/// Steps of a machine between two looks for what comes back, minutes.
+const LOOK_MIN: usize = 10;
+
+/// What was forecast after each minute of a machine, how many of the forecasts before it had held, and what was known to come back.
 pub struct Foreseen {
     minutes: Vec<(Blueprint, (u32, u32))>,
+    cycles: Vec<Option<Seen>>,
 }
 
 impl Foreseen {
@@ -34,7 +41,8 @@ impl Foreseen {
             let _ = series.observe(minute as u64 * 60, mean);
             (series.forecast(), (held, judged))
         };
-        Self { minutes: load.demand.chunks(MINUTE).enumerate().map(minute).collect() }
+        let minutes = load.demand.chunks(MINUTE).enumerate().map(minute).collect();
+        Self { minutes, cycles: cycles(load) }
     }
 
     /// The 95 % quantile of the next minute after each minute, milliCPU.
@@ -43,12 +51,31 @@ impl Foreseen {
     }
 }
 
+/// What was known to come back after each ten minutes. Their samples are of five minutes, so that there is nothing quick to be found.
+fn cycles(load: &Load) -> Vec<Option<Seen>> {
+    let (mut rings, mut rhythms) = (Rings::default(), Rhythms::default());
+    let ten = |(ten, turns): (usize, &[u64])| {
+        for (turn, demand) in turns.iter().enumerate() {
+            let from = ((ten * LOOK_MIN * MINUTE + turn) as u64 + 1) * TURN_SEC;
+            let grains = u32::try_from(*demand).unwrap_or(u32::MAX);
+            (from..from + TURN_SEC).for_each(|second| rings.take(second, grains));
+        }
+        let now_sec = (ten as u64 + 1) * LOOK_MIN as u64 * 60 + TURN_SEC;
+        rings.pass(now_sec);
+        rhythms.look_slow(Of::Mean, &rings, now_sec);
+        rhythms.cycle(now_sec).cloned()
+    };
+    load.demand.chunks(LOOK_MIN * MINUTE).enumerate().map(ten).collect()
+}
+
 /// How the loop is run.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Way {
     pub aggressiveness_permille: u32,
     /// Without outlooks: the reactive path alone.
     pub without_outlook: bool,
+    /// Without what comes back.
+    pub without_cycle: bool,
     /// What is wanted beyond the grant is not seen.
     pub blind: bool,
     /// What the host has, milliCPU; 0: more than enough.
@@ -118,6 +145,10 @@ fn machine(at: usize, load: &Load, foreseen: &Foreseen, now: &Now, way: Way) -> 
         let steps = blueprint.quantiles.iter().map(|row| row.map(|amount| amount.ceil() as u64)).collect();
         Outlook::new(60, steps, blueprint.confidence)
     });
+    let ten = ((turn + 1) / (LOOK_MIN * MINUTE)).checked_sub(1).filter(|_| !way.without_cycle);
+    let now_sec = (turn as u64 + 2) * TURN_SEC;
+    let known = ten.and_then(|ten| foreseen.cycles[ten].as_ref());
+    let cycle = known.and_then(|known| Cycle::of(known, Resource::Cpu, now_sec));
     let sight = Sight {
         granted,
         min: LEAST,
@@ -127,6 +158,7 @@ fn machine(at: usize, load: &Load, foreseen: &Foreseen, now: &Now, way: Way) -> 
         recent,
         hidden: way.blind,
         outlook,
+        cycle,
         held: learnt.map_or((0, 0), |(_, held)| *held),
         ..Sight::default()
     };

@@ -110,6 +110,11 @@ pub struct Rhythms {
 impl Rhythms {
     /// Looks for cycles in what rings hold, where it is time to; it is the second `now_sec` since the epoch.
     pub fn look(&mut self, of: Of, rings: &Rings, now_sec: u64) {
+        self.look_quick(of, rings, now_sec);
+        self.look_slow(of, rings, now_sec);
+    }
+
+    fn look_quick(&mut self, of: Of, rings: &Rings, now_sec: u64) {
         if self.quick.is_due(now_sec, QUICK_EVERY_SEC) {
             self.take_seconds(of, rings, now_sec);
             let found = Rhythm::find(self.steps.make_contiguous());
@@ -117,6 +122,10 @@ impl Rhythms {
             let found = found.map(|rhythm| Cycle { from_sec, step_sec: QUICK_SEC, rhythm });
             self.quick.take(now_sec, found);
         }
+    }
+
+    /// Looks for cycles of hours alone, as where nothing quicker is in what is measured.
+    pub fn look_slow(&mut self, of: Of, rings: &Rings, now_sec: u64) {
         if self.slow.is_due(now_sec, SLOW_EVERY_SEC) {
             let (from_sec, steps) = slow_steps(of, rings, now_sec);
             let found = Rhythm::find(&steps);

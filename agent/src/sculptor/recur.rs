@@ -18,11 +18,14 @@ pub(super) fn recur(
     let period = cycle.period_msec();
     let lead = case.settings.lead_msec;
     let change = case.change(period);
+    // Who has come so many times comes once more: as probable as the rule of succession has it, less one for what may be chance.
+    let again = |amount: u64| scaled(amount, u64::from(cycle.cycles), u64::from(cycle.cycles) + 1);
     let soon = cycle.top(lead);
     if soon > scaled(granted, case.knob(case.settings.beyond_permille), 1000) {
         let short = soon.saturating_sub(granted);
-        // It would grow then: the change is the same, and what is missing until it is in force comes on top.
-        weighing.options.push(weighed(granted, period, case.unserved(short, period), 0, change));
+        // It would grow then, if that comes: the change is the same, and what is missing until it is in force comes on top.
+        let later = (again(case.unserved(short, period)), again(change));
+        weighing.options.push(weighed(granted, period, later.0, 0, later.1));
         let amount = bounds.fit(case.with_headroom(cycle.burst(granted)));
         if amount > granted {
             let idle = scaled(amount - granted, lead.min(period), period);
@@ -44,7 +47,8 @@ pub(super) fn recur(
                 Some(until) => (until.saturating_sub(lead), 2),
                 None => (period, 1),
             };
-            let kept = granted - scaled(granted - amount, quiet.min(period), period).min(granted);
+            let spared = again(scaled(granted - amount, quiet.min(period), period));
+            let kept = granted.saturating_sub(spared);
             let mut less = weighed(amount, period, 0, case.slack(kept), change.saturating_mul(changes));
             if granted - amount < scaled(granted, case.settings.least_permille, 1000) {
                 less.rejected = Some(Why::Small);

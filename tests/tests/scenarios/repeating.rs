@@ -153,7 +153,7 @@ fn judged(hosts: &Hosts, wave: &[Second], times: u64) {
     let bursts = busy(wave);
     assert_eq!(bursts.len() as u64, times, "{bursts:?}");
     let (mut missed, mut held) = (Vec::new(), Vec::new());
-    for (time, (begin, end)) in (1..).zip(&bursts) {
+    for (time, (begin, end)) in (1_usize..).zip(&bursts) {
         let is_up = |second: &&Second| second.granted_milli >= COVERED * WAVE_MILLI;
         let rise_sec = wave[*begin].at_sec;
         let ahead =
@@ -162,7 +162,7 @@ fn judged(hosts: &Hosts, wave: &[Second], times: u64) {
         let down = wave[*end..].iter().find(|second| second.granted_milli <= DOWN * WAVE_MILLI);
         let down = down.map_or(f64::INFINITY, |down| down.at_sec - wave[*end].at_sec);
         // What was had while nothing was asked for, from the end before on.
-        let idle = time.checked_sub(2).map(|before: usize| &wave[bursts[before].1..*begin]);
+        let idle = time.checked_sub(2).map(|before| &wave[bursts[before].1..*begin]);
         let idle = idle.map_or(0.0, |idle| {
             idle.iter().map(|second| second.granted_milli).sum::<f64>() / idle.len().max(1) as f64
         });

@@ -182,10 +182,15 @@ fn back(resource: &str, cycle: &CycleView) -> String {
     };
     format!(
         "every {}, {} times so far; up to {} {when}",
-        time(cycle.period_sec),
+        period(cycle.period_sec),
         cycle.cycles,
         of(resource, most)
     )
+}
+
+/// The length of a cycle, which is not known to the second.
+fn period(seconds: u64) -> String {
+    if seconds < 600 { format!("{seconds} s") } else { time(seconds + 30) }
 }
 
 /// The next round number, of which the half is one as well.
@@ -253,9 +258,9 @@ mod tests {
             |ahead: Vec<u64>| CycleView { period_sec: 240, cycles: 3, from_unix_sec: 0, step_sec: 10, ahead };
         assert_eq!(
             back("cpu", &cycle(vec![60, 60, 60, 470])),
-            "every 4 min, 3 times so far; up to 0.47 in 30 s"
+            "every 240 s, 3 times so far; up to 0.47 in 30 s"
         );
-        assert_eq!(back("cpu", &cycle(vec![470, 60])), "every 4 min, 3 times so far; up to 0.47 now");
+        assert_eq!(back("cpu", &cycle(vec![470, 60])), "every 240 s, 3 times so far; up to 0.47 now");
         assert_eq!(back("cpu", &cycle(Vec::new())), "");
     }
 

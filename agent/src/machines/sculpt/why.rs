@@ -144,7 +144,7 @@ pub(super) fn sentence(decision: &Decision, numbers: &Numbers, tier: Tier) -> St
 
 /// A time that is not known to the second.
 fn about(seconds: u64) -> String {
-    if seconds < 120 { format!("{seconds} s") } else { format!("{} min", (seconds + 30) / 60) }
+    if seconds < 600 { format!("{seconds} s") } else { format!("{} min", (seconds + 30) / 60) }
 }
 
 fn rejection(why: Why) -> &'static str {
