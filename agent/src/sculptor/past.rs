@@ -109,6 +109,23 @@ impl Past {
         }
     }
 
+    /// What is known from before, as if it had been looked at since: minutes that end now, the oldest first.
+    pub(super) fn recalled(of: Of, now_msec: u64, minutes: &[Option<u64>]) -> Self {
+        let mut past = Self::new(of);
+        let most = usize::try_from(DAY_MSEC / MINUTE_MSEC).unwrap_or(usize::MAX);
+        let minutes = &minutes[minutes.len().saturating_sub(most)..];
+        let begin = now_msec.saturating_sub(minutes.len() as u64 * MINUTE_MSEC);
+        for (at_msec, amount) in (0..).map(|minute| begin + minute * MINUTE_MSEC).zip(minutes) {
+            let Some(amount) = amount.map(|amount| amount.min(MAX_AMOUNT)) else { continue };
+            past.begun_msec.get_or_insert(at_msec);
+            past.minutes.take(at_msec, amount);
+            past.tens.take(at_msec, amount);
+            past.lasting = amount;
+        }
+        (past.last_msec, past.open.minute) = (now_msec, now_msec / MINUTE_MSEC);
+        past
+    }
+
     /// Takes in what is wanted beside what is granted, at a time that is never before the last.
     pub(super) fn take(&mut self, now_msec: u64, amount: u64, granted: u64) {
         let amount = amount.min(MAX_AMOUNT);
@@ -246,6 +263,38 @@ mod tests {
         past.take(u64::MAX, 5, u64::MAX);
         assert_eq!((past.top(MINUTE_MSEC), past.top(DAY_MSEC)), (70, 70));
         assert!(past.minutes.amounts.len() <= 61 && past.tens.amounts.len() <= 145);
+    }
+
+    #[test]
+    fn what_is_recalled_is_as_if_it_had_been_seen() {
+        // Quiet at last: what lasts for half a minute is not known of minutes.
+        let amount = |minute: u64| match minute % 180 {
+            60..75 => 900,
+            _ if minute > 950 => 100,
+            other => 100 + other % 7,
+        };
+        let (mut seen, minutes) = (Past::new(Of::Max), 1000);
+        for minute in 0..minutes {
+            seen.take(DAY_MSEC + minute * MINUTE_MSEC, amount(minute), u64::MAX);
+        }
+        let now = DAY_MSEC + minutes * MINUTE_MSEC;
+        seen.take(now, amount(minutes), u64::MAX);
+        let told: Vec<Option<u64>> = (0..minutes).map(|minute| Some(amount(minute))).collect();
+        let mut past = Past::recalled(Of::Max, now, &told);
+        past.take(now, amount(minutes), u64::MAX);
+        assert_eq!(past.known_msec(now), seen.known_msec(now));
+        for look in [MINUTE_MSEC, TEN_MSEC, HOUR_MSEC, DAY_MSEC] {
+            assert_eq!(
+                (past.top(look), past.beyond(look, 200)),
+                (seen.top(look), seen.beyond(look, 200)),
+                "{look}"
+            );
+        }
+        assert_eq!((past.usual(), past.jumps(200, HOUR_MSEC)), (seen.usual(), seen.jumps(200, HOUR_MSEC)));
+        let missing = Past::recalled(Of::Mean, now, &[None; 30]);
+        assert_eq!((missing.known_msec(now), missing.top(DAY_MSEC)), (0, 0));
+        let long = Past::recalled(Of::Mean, now, &vec![Some(u64::MAX); 5000]);
+        assert_eq!((long.known_msec(now), long.top(DAY_MSEC)), (DAY_MSEC, MAX_AMOUNT));
     }
 
     #[test]

@@ -33,7 +33,8 @@ pub struct Settings {
     /// From a demand to the grant that covers it, milliseconds: a turn of the loop, and the resize. What is unserved until then is what a
     /// growth that comes too late costs.
     pub reaction_msec: u64,
-    /// How long before a rise that comes back it grows, milliseconds: two reactions, and some for one that comes early.
+    /// How long before a rise that comes back it grows, milliseconds: a turn and a reaction. What comes early by a
+    /// step is in the cycle already.
     pub lead_msec: u64,
     /// Above the demand that a grant is to cover, thousandths of it. Memory has more: what is short there is swapped or kills.
     pub headroom_permille: [Knob; Resource::ALL.len()],
@@ -74,12 +75,12 @@ impl Default for Settings {
         let memory = Knob { careful: 300, middle: 200, tight: 100 };
         Self {
             reaction_msec: 10_000,
-            lead_msec: 25_000,
+            lead_msec: 15_000,
             headroom_permille: [rate, memory, rate, rate],
             reached_permille: [980, 930, 980, 980],
             beyond_permille: Knob { careful: 1050, middle: 1250, tight: 1050 },
             hidden_permille: [1500, 2000],
-            change_msec: Knob { careful: 5_400_000, middle: 1_800_000, tight: 15_000 },
+            change_msec: Knob { careful: 5_400_000, middle: 2_000_000, tight: 15_000 },
             patience_msec: Knob { careful: 3_600_000, middle: 600_000, tight: 60_000 },
             changes_a_day: Knob { careful: 48, middle: 96, tight: 1440 },
             unserved: [10, 50, 200],

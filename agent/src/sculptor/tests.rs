@@ -87,6 +87,23 @@ fn what_is_idle_is_given_back_with_patience_and_once() {
 }
 
 #[test]
+fn what_is_recalled_counts_for_patience() {
+    let first = |minutes: usize| {
+        let mut sculptor = Sculptor::default();
+        let minutes = vec![Some(300); minutes];
+        sculptor.recall(5, "one", [minutes.clone(), minutes, Vec::new(), Vec::new()]);
+        let (mut granted, mut turn) = (4000, 0);
+        while granted == 4000 {
+            run(&mut sculptor, 5 + turn * 5 * SEC, &mut granted, [300]);
+            turn += 1;
+        }
+        turn
+    };
+    assert_eq!(first(24 * 60), 1, "it has been idle for a day");
+    assert!(first(0) >= 12 * 10, "nothing is known: {}", first(0));
+}
+
+#[test]
 fn a_cycle_of_an_hour_does_not_use_up_more_changes_than_a_day_has() {
     let (mut sculptor, mut granted) = (Sculptor::default(), 2000);
     let load = |turn: usize| if (turn / 360).is_multiple_of(2) { 300 } else { 2000 };
@@ -186,6 +203,10 @@ fn what_comes_back_is_met_before_it_comes_and_given_back_after_it() {
         let after = &grants[rise + 18 + 6..rise + 48 - 8];
         assert!(after.iter().all(|grant| *grant <= 150), "{after:?}");
     }
+    // A burst of a minute that is nowhere a whole minute: up once and down once each time.
+    let grants = recurring(36, 12, 12, 1000);
+    let changes = grants[3 * 36..].windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert!((16..=18).contains(&changes), "{changes}: {grants:?}");
     // At leisure it is left as it is: going down and up each few minutes costs more.
     assert!(recurring(48, 18, 12, 500).iter().all(|grant| *grant == 930));
 }
@@ -352,11 +373,12 @@ proptest! {
             let mut one = machine("one", Tier::Standard, sight(granted, demand));
             one.aggressiveness_permille = aggressiveness;
             for decision in sculptor.decide(turn * MINUTE, &Host::default(), &[one]) {
-                changes.push(turn);
+                changes.push((turn, decision.from, decision.to, decision.cause));
                 granted = decision.to;
             }
         }
-        prop_assert!(changes.len() <= 3 && changes.iter().all(|at| *at < 25 * 60), "{changes:?}");
+        // What is hardly short waits until that has cost as much as a change, which may be days.
+        prop_assert!(changes.len() <= 3 && changes.iter().all(|(at, .., cause)| *at < 25 * 60 || *cause == Cause::Reached), "{changes:?}");
         prop_assert!(granted >= demand.min(4000));
     }
 }

@@ -37,8 +37,8 @@ struct Track {
 }
 
 impl Track {
-    fn new(resource: Resource, granted: u64, dearer_msec: u64) -> Self {
-        let (past, changes) = (Past::new(resource.forecast_of()), VecDeque::new());
+    fn new(past: Past, granted: u64, dearer_msec: u64) -> Self {
+        let changes = VecDeque::new();
         Self {
             past,
             changes,
@@ -108,6 +108,8 @@ pub struct Sculptor {
 #[derive(Clone, Debug, Default)]
 struct Known {
     seen_msec: u64,
+    /// What is known from before the first look.
+    recalled: [Option<Past>; RESOURCES],
     tracks: [Option<Box<Track>>; RESOURCES],
 }
 
@@ -128,9 +130,7 @@ impl Sculptor {
     /// Asked again without the grants having changed it answers the same again, as long as it still holds: who cannot or must not carry it out
     /// needs to do nothing. A machine counts once; the first of a name is meant.
     pub fn decide(&mut self, now_msec: u64, host: &Host, machines: &[Machine]) -> Vec<Decision> {
-        let passed = self.told_msec.map_or(0, |told| now_msec.saturating_sub(told).min(MAX_TURN_MSEC));
-        self.told_msec = Some(now_msec);
-        self.now_msec = self.now_msec.saturating_add(passed);
+        self.pass(now_msec);
         let mut asks: [Vec<Ask>; RESOURCES] = std::array::from_fn(|_| Vec::new());
         for (at, machine) in machines.iter().enumerate() {
             self.look(at, machine, host, &mut asks);
@@ -146,6 +146,26 @@ impl Sculptor {
         let now = self.now_msec;
         self.machines.retain(|_, known| now - known.seen_msec < DAY_MSEC);
         decisions
+    }
+
+    fn pass(&mut self, now_msec: u64) {
+        self.now_msec = match self.told_msec.replace(now_msec) {
+            Some(told) => self.now_msec.saturating_add(now_msec.saturating_sub(told).min(MAX_TURN_MSEC)),
+            // There is a day before the beginning that may be recalled.
+            None => DAY_MSEC,
+        };
+    }
+
+    /// What a machine that was not looked at yet wanted before: the minutes of each resource up to now, the oldest first, `None` for those that
+    /// were not measured. Of one that was looked at its own past counts.
+    pub fn recall(&mut self, now_msec: u64, machine: &str, minutes: [Vec<Option<u64>>; RESOURCES]) {
+        self.pass(now_msec);
+        let known = self.machines.entry(machine.to_owned()).or_default();
+        known.seen_msec = self.now_msec;
+        for resource in Resource::ALL {
+            let past = Past::recalled(resource.forecast_of(), self.now_msec, &minutes[resource as usize]);
+            known.recalled[resource as usize] = Some(past);
+        }
     }
 
     /// What was weighed for a resource of a machine at the last look, also when it stays as it is.
@@ -169,7 +189,9 @@ impl Sculptor {
                 continue;
             }
             let track = &mut known.tracks[resource as usize];
-            let track = track.get_or_insert_with(|| Box::new(Track::new(resource, sight.granted, now_msec)));
+            let recalled = known.recalled[resource as usize].take();
+            let past = || recalled.unwrap_or_else(|| Past::new(resource.forecast_of()));
+            let track = track.get_or_insert_with(|| Box::new(Track::new(past(), sight.granted, now_msec)));
             track.see(now_msec, sight);
             let budget = self.settings.changes_a_day.at(machine.aggressiveness_permille);
             track.price(now_msec, budget);

@@ -84,16 +84,21 @@ impl Case<'_> {
         enough && self.sight.outlook.as_ref().is_some_and(confident)
     }
 
+    /// Whether demand is well beyond the grant.
+    fn is_beyond(&self) -> bool {
+        let beyond = self.knob(self.settings.beyond_permille);
+        self.sight.demand >= scaled(self.sight.granted, beyond, 1000)
+    }
+
     /// Whether demand has reached the grant.
     fn reached(&self) -> bool {
         let Sight { granted, demand, hidden, .. } = *self.sight;
-        let beyond = demand >= scaled(granted, self.knob(self.settings.beyond_permille), 1000);
         let full = demand >= scaled(granted, self.settings.reached_permille[self.resource as usize], 1000);
         let full = full && (hidden || self.resource == Resource::Memory);
         // What it has cost so far is more than the change that would have spared it.
         let weight = u128::from(self.settings.unserved_of(self.machine.tier));
         let dear = self.past.debt().saturating_mul(weight) >= u128::from(self.change(1000)) * 1000;
-        demand > 0 && (beyond || full || (demand > granted && dear))
+        demand > 0 && (self.is_beyond() || full || (demand > granted && dear))
     }
 
     /// Whether there are changes left that need not be kept for growing.
@@ -200,10 +205,13 @@ fn grow(case: &Case<'_>, bounds: &Bounds, need: u64, weighing: &mut Weighing) {
         let count = jumps.len() as u64;
         let mean = jumps.iter().map(|jump| jump.mean).sum::<u64>().checked_div(count).unwrap_or(sight.demand);
         let peak = |part: usize| jumps.get((jumps.len() * part / 4).min(jumps.len().saturating_sub(1)));
-        let further = GROW_PERMILLE.map(|part| bounds.fit(scaled(least, part, 1000)));
+        // A small lack of what has long been the same says nothing of more.
+        let steady = jumps.is_empty() && !case.is_beyond() && !sight.hidden;
+        let parts = if steady { &GROW_PERMILLE[..1] } else { &GROW_PERMILLE[..] };
+        let further = parts.iter().map(|part| bounds.fit(scaled(least, *part, 1000)));
         let peaks = [1, 2, 3, 4].into_iter().filter_map(peak);
         let peaks = peaks.map(|jump| bounds.fit(case.with_headroom(jump.peak)).max(least));
-        let mut amounts: Vec<u64> = further.into_iter().chain(peaks).collect();
+        let mut amounts: Vec<u64> = further.chain(peaks).collect();
         amounts.sort_unstable();
         amounts.dedup();
         for amount in amounts {
@@ -259,7 +267,8 @@ fn stay_or_change(case: &Case<'_>, bounds: &Bounds, wanted: u64, weighing: &mut 
     ));
     // Nor below what is expected, as is more probable than not: what is only possible is no reason to keep a grant.
     let least = least.max(outlook.map_or(0, |outlook| outlook.level(MEDIAN)));
-    // What comes back within a cycle is not idle in between.
+    // What comes back within a cycle is not idle in between, and what it rises to is known better than by the minute.
+    let least = least.max(cycle.map_or(0, |cycle| case.with_headroom(cycle.top(cycle.period_msec()))));
     let mut look = patience.max(cycle.map_or(0, Cycle::period_msec)).min(DAY_MSEC);
     loop {
         let top = case.with_headroom(case.past.top(look));

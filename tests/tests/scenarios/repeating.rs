@@ -47,7 +47,7 @@ const SAMPLER: &str = r#"
     cat >/tmp/sampler <<'END'
 while :; do
     for name in wave calm; do
-        folder=/sys/fs/cgroup/lathe.slice/lathe-vm@$name.service/machine/vcpu
+        folder=/sys/fs/cgroup/lathe.slice/lathe-vm@$name.service/machine
         read -r quota period <$folder/cpu.max || exit
         while read -r key value; do [ $key = usage_usec ] && used=$value; done <$folder/cpu.stat
         echo ${EPOCHREALTIME/./} $name $quota $period $used
@@ -107,6 +107,11 @@ fn what_comes_back_is_met_in_advance(hosts: &Hosts) {
     make(&host, "wave", &format!("--cpu 0.2..1 --cpu-min 0.2 {rest}"));
     make(&host, "calm", &format!("--cpu 0.2..0.6 --cpu-min 0.2 {rest}"));
     host.run(SAMPLER).expect_ok();
+    host.wait_until(
+        "both are sampled",
+        Duration::from_secs(20),
+        "[ $(grep -c -e wave -e calm /tmp/sampled) -gt 4 ]",
+    );
     let (quiet, last) = (PERIOD_SEC - BUSY_SEC, times * PERIOD_SEC);
     let load = format!("for time in $(seq {times}); do sleep {quiet}; spin {BUSY_SEC} >/dev/null; done");
     host.run(&format!("systemd-run --quiet --collect lathe exec wave -- sh -c '{load}'")).expect_ok();

@@ -26,7 +26,7 @@ mod look;
 mod tests;
 pub(super) mod why;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,9 +41,11 @@ use super::core::{Core, Entry, unix_sec};
 use super::spec;
 use crate::api::wire::MachineState;
 use crate::api::wire::foresight::{ForesightChoice, ForesightMode, ForesightRequest};
-use crate::foresight::{Mode, Resource};
+use crate::foresight::profile::Profile;
+use crate::foresight::ring::{MINUTE, MINUTES};
+use crate::foresight::{Mode, Of, Resource};
 use crate::problem::Problem;
-use crate::sculptor::{Decision, Host, Machine, Sculptor, Settings};
+use crate::sculptor::{Decision, Host, Machine, RESOURCES, Sculptor, Settings};
 use crate::store::Change;
 
 /// How often every machine is looked at.
@@ -169,10 +171,16 @@ impl Turn {
         let (now_sec, now_msec) = (unix_sec(), core.now_msec());
         let entries: BTreeMap<_, _> =
             core.entries().into_iter().map(|entry| (entry.name.clone(), entry)).collect();
-        for (name, before) in std::mem::replace(&mut self.known, entries) {
-            if self.known.get(&name).is_none_or(|entry| !Arc::ptr_eq(entry, &before)) {
+        let mut before = BTreeSet::new();
+        for (name, one) in std::mem::replace(&mut self.known, entries) {
+            if self.known.get(&name).is_none_or(|entry| !Arc::ptr_eq(entry, &one)) {
                 self.sculptor.forget(&name);
+            } else {
+                before.insert(name);
             }
+        }
+        for (name, entry) in self.known.iter().filter(|(name, _)| !before.contains(*name)) {
+            self.sculptor.recall(now_msec, name, entry.profile(|profile| minutes(profile, now_sec)));
         }
         // What was asked for since the last look; the first time, for as long as it lasts until the next.
         let since = now_sec.saturating_sub(self.last_sec).clamp(1, LOOK_SEC);
@@ -201,6 +209,21 @@ impl Turn {
         }
         decided.into_values().map(|(_, of)| of).filter(|of| !of.decisions.is_empty()).collect()
     }
+}
+
+/// What a machine asked for in each minute of the last day, up to now: what a lathed before this one has seen, or would have.
+fn minutes(profile: &Profile, now_sec: u64) -> [Vec<Option<u64>>; RESOURCES] {
+    Resource::ALL.map(|resource| {
+        let Some(track) = profile.track(resource) else { return Vec::new() };
+        let ring = match resource.forecast_of() {
+            Of::Mean => &track.rings.minutes.mean,
+            Of::Max => &track.rings.minutes.max,
+        };
+        let amount = |minute| Some(u64::from(ring.at(minute)?).saturating_mul(resource.grain()));
+        let now = now_sec / MINUTE;
+        let oldest = ring.iter().next().map_or(now, |(minute, _)| minute);
+        (oldest.max(now.saturating_sub(MINUTES as u64))..now).map(amount).collect()
+    })
 }
 
 /// What the host has left. What may be promised several times is there as often; what one of the guaranteed cannot have, the books refuse.

@@ -243,3 +243,30 @@ fn seconds_that_are_pressed_wake_the_sculptor_and_accounts_are_kept() {
     let quality = why(&lathed).quality;
     assert!(quality.iter().any(|of| of.resource == "cpu" && of.slack_permille > 0), "{quality:?}");
 }
+
+#[test]
+fn a_lathed_that_comes_back_knows_what_was_wanted_before_it() {
+    let world = World::new();
+    let lathed = world.lathed();
+    lathed.run(request(&world, ForesightMode::On)).unwrap();
+    let now = unix_sec();
+    entry(&lathed).profile(|profile| {
+        for second in 0..3600 {
+            let used_usec = second * 20_000;
+            let cpu = Cpu { at_usec: second * SEC, used_usec, vcpus: 4, ..Cpu::default() };
+            profile.take(now - 3600 + second, second * SEC, Reading { cpu: Some(cpu), ..Reading::default() });
+        }
+        profile.catch_up(now);
+        let minutes = minutes(profile, now);
+        let cpu = &minutes[Resource::Cpu as usize];
+        assert!((59..=61).contains(&cpu.len()) && cpu.iter().flatten().all(|milli| *milli == 20), "{cpu:?}");
+        assert!(minutes[Resource::Net as usize].is_empty());
+        profile.lose();
+    });
+    lathed.wait(lathed.machines.resize("demo", cpu(900), None)).unwrap();
+    entry(&lathed).with(|shared| shared.record.asked_unix_msec = 0);
+    asks_for(&lathed, 20);
+    // A sculptor without a past would wait for ten minutes at least.
+    assert_eq!(turn(&lathed, &mut new_turn()), 1);
+    assert!(lathed.show("demo").cpu.desired < 900);
+}
