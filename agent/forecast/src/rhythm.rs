@@ -20,6 +20,8 @@ const FITS: f32 = 0.3;
 const AS_GOOD: f32 = 0.1;
 /// Cycles of which the next one is made.
 const REMEMBERED: usize = 3;
+/// Steps that are taken at once where all were measured.
+const LANES: usize = 8;
 /// Least difference between the largest and the smallest of a cycle, parts of the largest.
 const LEAST_SWING: f32 = 0.1;
 
@@ -40,6 +42,11 @@ impl Rhythm {
     ///
     /// Takes time with the square of the number of steps: 0.1 ms for 360.
     pub fn find(past: &[f32]) -> Option<Self> {
+        let swing = |of: fn(f32, f32) -> f32| past.iter().copied().fold(f32::NAN, of);
+        // As most series are that do not come back, and the rest takes its time.
+        if !swings(swing(f32::min), swing(f32::max)) {
+            return None;
+        }
         let steps = Steps::new(past);
         let fits = |period: usize| Some((period, steps.ratio(period)?));
         let all: Vec<(usize, f32)> = (SHORTEST..past.len() / 2).filter_map(fits).collect();
@@ -70,8 +77,13 @@ impl Rhythm {
         let least = self.ahead.iter().copied().fold(f32::NAN, f32::min);
         // Where a step was never measured nobody knows what it asks for.
         let whole = self.ahead.iter().all(|amount| amount.is_finite());
-        (whole && most - least > LEAST_SWING * most).then_some(self)
+        (whole && swings(least, most)).then_some(self)
     }
+}
+
+/// Whether it is worth the name. Not for what is no number.
+fn swings(least: f32, most: f32) -> bool {
+    most - least > LEAST_SWING * most
 }
 
 /// The past, and of each step the least and the most of it and those beside it.
@@ -79,6 +91,8 @@ struct Steps<'a> {
     past: &'a [f32],
     least: Vec<f32>,
     most: Vec<f32>,
+    /// All of it was measured.
+    whole: bool,
 }
 
 impl<'a> Steps<'a> {
@@ -88,7 +102,8 @@ impl<'a> Steps<'a> {
         let fold = |by: fn(f32, f32) -> f32| {
             (0..past.len()).map(|at| beside(at).iter().copied().fold(f32::NAN, by)).collect()
         };
-        Self { past, least: fold(f32::min), most: fold(f32::max) }
+        let whole = past.iter().all(|amount| amount.is_finite());
+        Self { past, least: fold(f32::min), most: fold(f32::max), whole }
     }
 
     /// Mean over the newest `span` steps of `distance(step, place lag before it)`; `None` where too little of it was measured.
@@ -107,6 +122,9 @@ impl<'a> Steps<'a> {
 
     /// How far the newest `span` steps are from what was asked for `lag` steps before, or a step beside that.
     fn near(&self, lag: usize, span: usize) -> Option<f32> {
+        if self.whole {
+            return self.near_of_whole(lag, span);
+        }
         self.mean(lag, span, |amount, place| {
             let (least, most) = (self.least[place], self.most[place]);
             if amount > most {
@@ -118,6 +136,26 @@ impl<'a> Steps<'a> {
                 0.0 * (amount + least)
             }
         })
+    }
+
+    /// The same where nothing is missing, several steps at once.
+    fn near_of_whole(&self, lag: usize, span: usize) -> Option<f32> {
+        let from = self.past.len().checked_sub(span).filter(|from| *from >= lag && span > 0)?;
+        let before = from - lag..self.past.len() - lag;
+        let (least, most) = (&self.least[before.clone()], &self.most[before]);
+        let away = |amount: f32, least: f32, most: f32| (amount - most).max(least - amount).max(0.0);
+        let mut sums = [0.0_f32; LANES];
+        let mut chunks = [&self.past[from..], least, most].map(|steps| steps.chunks_exact(LANES));
+        let [amounts, leasts, mosts] = &mut chunks;
+        for ((amounts, leasts), mosts) in amounts.zip(leasts).zip(mosts) {
+            for lane in 0..LANES {
+                sums[lane] += away(amounts[lane], leasts[lane], mosts[lane]);
+            }
+        }
+        let [amounts, leasts, mosts] = chunks.map(|chunks| chunks.remainder());
+        let rest =
+            amounts.iter().zip(leasts).zip(mosts).map(|((amount, least), most)| away(*amount, *least, *most));
+        Some((sums.iter().sum::<f32>() + rest.sum::<f32>()) / span as f32)
     }
 
     /// The same, step by step.
