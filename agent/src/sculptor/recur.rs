@@ -3,6 +3,7 @@
 use super::cycle::Cycle;
 use super::weigh::{Bounds, Case, choose, scaled, weighed};
 use super::{Cause, Recurrence, Weighing, Why};
+use crate::foresight::Resource;
 
 /// Weighs what a cycle suggests; whether that is a change. `least` is what must stay in any case.
 ///
@@ -35,6 +36,9 @@ pub(super) fn recur(
         }
         choose(weighing);
         weighing.cause = Cause::Ahead;
+    } else if case.resource == Resource::Memory {
+        // A rise that came a moment early would kill: memory is not taken between two times.
+        return false;
     } else {
         // What each amount leaves idle is more by the same that is used of it.
         weighing.options.push(weighed(granted, period, 0, case.slack(granted), 0));

@@ -224,6 +224,30 @@ fn a_batch_of_every_hour_is_met_without_hurry_too() {
 }
 
 #[test]
+fn memory_is_there_before_it_is_wanted_again_and_not_taken_in_between() {
+    let of = |granted: u64, over_msec: u64| {
+        let steps = vec![100, 100, 100, 900, 900, 900];
+        let cycle = Some(Cycle { step_msec: 10 * SEC, over_msec, steps, cycles: 9 });
+        let memory = Sight { cycle, ..sight(granted, 100) };
+        let mut one = machine("one", Tier::Standard, sight(500, 400));
+        one.sights = [None, Some(memory), None, None];
+        one.aggressiveness_permille = 1000;
+        let decisions = Sculptor::default().decide(0, &Host::default(), &[one]);
+        decisions.first().map(|decision| (decision.to, decision.cause))
+    };
+    assert_eq!(of(1000, 0), None);
+    assert_eq!(of(200, 0), None, "thirty seconds are left");
+    assert_eq!(of(200, 9 * SEC), None);
+    // Ten seconds are left.
+    let steps = vec![100, 900, 900, 900, 100, 100];
+    let cycle = Some(Cycle { step_msec: 10 * SEC, over_msec: 0, steps, cycles: 9 });
+    let mut one = machine("one", Tier::Standard, sight(500, 400));
+    one.sights = [None, Some(Sight { cycle, ..sight(200, 100) }), None, None];
+    let decisions = Sculptor::default().decide(0, &Host::default(), &[one]);
+    assert!(decisions[0].to >= 900 && decisions[0].cause == Cause::Ahead, "{decisions:?}");
+}
+
+#[test]
 fn a_rise_that_no_cycle_told_of_is_covered_as_ever() {
     let cycle = Some(Cycle { step_msec: 10 * SEC, over_msec: 0, steps: vec![120; 24], cycles: 9 });
     let cpu = Sight { cycle, ..sight(150, 800) };
