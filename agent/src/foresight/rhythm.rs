@@ -24,7 +24,7 @@ const QUICK_EVERY_SEC: u64 = 30;
 pub const SLOW_SEC: u64 = 120;
 /// Its steps that are kept: a day.
 const SLOW_STEPS: u64 = 720;
-/// How often it is looked at, seconds; takes 0.5 ms.
+/// How often it is looked at, seconds; takes 0.2 ms.
 const SLOW_EVERY_SEC: u64 = 600;
 /// Cycles that must have been alike at first.
 const FEW: u32 = 2;
