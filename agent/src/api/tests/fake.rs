@@ -251,6 +251,8 @@ fn grown(name: &str) -> DecisionView {
         ahead_sec: 360,
         confidence_permille: Some(290),
         forecast_counts: false,
+        cycle_sec: None,
+        cycles: None,
         changes_a_day: 2,
         options: vec![
             OptionView {

@@ -157,6 +157,12 @@ pub struct DecisionView {
     pub confidence_permille: Option<u64>,
     /// Whether that was enough for the forecast to count; otherwise only what was asked for did.
     pub forecast_counts: bool,
+    /// Length of the cycle by which it was decided, seconds; absent where none counted.
+    #[serde(default)]
+    pub cycle_sec: Option<u64>,
+    /// How many of these in a row were alike.
+    #[serde(default)]
+    pub cycles: Option<u64>,
     /// Changes of this resource in the day before.
     pub changes_a_day: u64,
     /// What was weighed against each other, the chosen one first.

@@ -276,6 +276,7 @@ fn tell(entry: &Entry, mode: Mode, decision: &Decision, numbers: &Numbers, why: 
         demand = numbers.demand,
         p95 = numbers.p95,
         confidence_permille = numbers.confidence_permille,
+        cycle_sec = decision.weighing.recurrence.map(|cycle| cycle.period_msec / 1000),
         changes_a_day = decision.weighing.changes,
         mode = mode.word(),
         "{} {verb} {to} instead of {from} {}: {why}",

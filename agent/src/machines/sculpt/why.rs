@@ -195,6 +195,7 @@ fn weighings(sculpted: &Sculpted) -> Vec<WeighingView> {
 
 fn decision(kept: &Kept) -> DecisionView {
     let Kept { decision, numbers, .. } = kept;
+    let recurrence = decision.weighing.recurrence;
     DecisionView {
         at_unix_msec: kept.at_msec,
         until_unix_msec: kept.until_msec,
@@ -212,6 +213,8 @@ fn decision(kept: &Kept) -> DecisionView {
         ahead_sec: numbers.ahead_sec,
         confidence_permille: numbers.confidence_permille,
         forecast_counts: decision.weighing.trusted,
+        cycle_sec: recurrence.map(|cycle| cycle.period_msec / 1000),
+        cycles: recurrence.map(|cycle| cycle.cycles.into()),
         changes_a_day: decision.weighing.changes.into(),
         options: options(&decision.weighing),
         outcome: kept.came.word().to_owned(),
@@ -232,5 +235,29 @@ fn quality(resource: Resource, (held, judged): (u32, u32), day: &Sums) -> Qualit
         slack_permille: Sums::permille(day.unused, day.granted),
         shortfall_permille: Sums::permille(day.missing, day.asked),
         short_sec: day.short_seconds,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::kept::tests as kept;
+    use super::*;
+    use crate::sculptor::Recurrence;
+
+    #[test]
+    fn what_comes_back_is_the_reason_with_its_numbers() {
+        let mut of = kept::decision(Resource::Cpu, 900);
+        of.weighing.recurrence = Some(Recurrence { period_msec: 180_000, cycles: 4 });
+        of.cause = Cause::Ahead;
+        let say = |of: &Decision| sentence(of, &Numbers::default(), Tier::Standard);
+        assert_eq!(say(&of), "it asks for that each 180 s, 4 times so far, and soon again");
+        of.cause = Cause::Idle;
+        of.weighing.recurrence = Some(Recurrence { period_msec: 3_570_000, cycles: 2 });
+        assert!(say(&of).ends_with("it has asked for that each 60 min, 2 times so far"), "{}", say(&of));
+
+        let mut sculpted = Sculpted::default();
+        sculpted.keep(1, of, Numbers::default(), String::new(), super::super::Came::UnderWay);
+        let view = sculpted.decisions().map(decision).next().unwrap();
+        assert_eq!((view.cycle_sec, view.cycles), (Some(3570), Some(2)));
     }
 }
