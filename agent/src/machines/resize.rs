@@ -440,7 +440,10 @@ async fn happen(actor: &mut Actor, event: Event) -> Result<(), Problem> {
         let decided = Instant::now();
         let decision = shape::decide(&actor.shape.state, actor.core.now_msec(), event);
         actor.shape.state = decision.state;
-        for effect in decision.effects {
+        let (books, rest): (Vec<_>, Vec<_>) =
+            decision.effects.into_iter().partition(|effect| matches!(effect, Effect::Books(_)));
+        // The books first: who reads that an operation has ended reads what is held after it, too.
+        for effect in books.into_iter().chain(rest) {
             match effect {
                 Effect::Step(number, step) => queue.extend(take_step(actor, number, step, decided).await),
                 Effect::Books(holds) => actor.entry.with(|shared| shared.record.holds = Some(holds)),
