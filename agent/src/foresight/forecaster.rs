@@ -8,8 +8,8 @@
 
 use lathe_forecast::{Blueprint, Config, Series};
 
+use super::Resource;
 use super::ring::{MINUTE, Rings};
-use super::{Of, Resource};
 
 /// Minutes that must have been measured before anybody is told of confidence.
 pub const ENOUGH: usize = 10;
@@ -77,10 +77,7 @@ impl Forecaster {
 
     /// Learns from the minutes that it has not seen. Takes some ten microseconds a minute, and at most some milliseconds.
     pub fn catch_up(&mut self, rings: &Rings) {
-        let ring = match self.resource.forecast_of() {
-            Of::Mean => &rings.minutes.mean,
-            Of::Max => &rings.minutes.max,
-        };
+        let ring = rings.minutes.of(self.resource.forecast_of());
         let Some(newest) = ring.newest() else { return };
         // Where the clock was set back only the newest one is new.
         let learnt =

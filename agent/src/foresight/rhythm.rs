@@ -161,10 +161,7 @@ impl Rhythms {
 /// The last day in steps of the slow scale, and when the next one begins.
 fn slow_steps(of: Of, rings: &Rings, now_sec: u64) -> (u64, Vec<f32>) {
     let next = now_sec / SLOW_SEC;
-    let minutes = match of {
-        Of::Mean => &rings.minutes.mean,
-        Of::Max => &rings.minutes.max,
-    };
+    let minutes = rings.minutes.of(of);
     let first = minutes.iter().next().map_or(next, |(minute, _)| (minute * MINUTE).div_ceil(SLOW_SEC));
     let steps = first.max(next.saturating_sub(SLOW_STEPS))..next;
     let of = |step: u64| {

@@ -14,6 +14,8 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use super::Of;
+
 /// Seconds that are kept.
 pub const SECONDS: usize = 600;
 /// Minutes that are kept.
@@ -147,6 +149,14 @@ pub struct Coarse {
 }
 
 impl Coarse {
+    /// The ring of one of its two numbers.
+    pub fn of(&self, of: Of) -> &Ring {
+        match of {
+            Of::Mean => &self.mean,
+            Of::Max => &self.max,
+        }
+    }
+
     /// Takes a second in.
     fn take(&mut self, step: u64, amount: u32, length: u64, most: usize) {
         self.pass(step, length, most);

@@ -68,12 +68,6 @@ impl Cycle {
         }
         levels
     }
-
-    /// What it asks for in the mean of a cycle.
-    pub fn mean(&self) -> u64 {
-        // Of at most a thousand amounts below 2⁵².
-        self.steps.iter().sum::<u64>() / (self.steps.len() as u64).max(1)
-    }
 }
 
 #[cfg(test)]
@@ -91,7 +85,7 @@ mod tests {
         let seen = seen(vec![100.0, 900.0, 900.0, 100.2, 50.0, 50.0]);
         let cycle = Cycle::of(&seen, Resource::Cpu, 134).unwrap();
         assert_eq!(cycle.steps, [101, 50, 50, 100, 900, 900]);
-        assert_eq!((cycle.over_msec, cycle.period_msec(), cycle.mean()), (4000, 60_000, 350));
+        assert_eq!((cycle.over_msec, cycle.period_msec()), (4000, 60_000));
         assert_eq!(
             cycle,
             Cycle { steps: cycle.steps.clone(), ..Cycle::of(&seen, Resource::Cpu, 134 + 60).unwrap() }
@@ -118,6 +112,6 @@ mod tests {
         let odd = vec![f32::NAN, f32::INFINITY, -3.0, f32::MAX];
         let cycle = Cycle::of(&seen(odd), Resource::Memory, u64::MAX).unwrap();
         assert!(cycle.steps.iter().all(|amount| *amount <= MAX_AMOUNT));
-        assert!(cycle.mean() <= MAX_AMOUNT && cycle.over_msec < cycle.step_msec);
+        assert!(cycle.over_msec < cycle.step_msec);
     }
 }

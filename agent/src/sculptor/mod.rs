@@ -24,8 +24,8 @@
 //! that is cheaper than growing again. A small lack waits until it has cost as much as a change. No forecast is needed for that, and none
 //! prevents it. Ahead of need it grows where the outlook is trusted, well more is probable and growing later costs more.
 //!
-//! **What comes back is met**: where a cycle is known it grows two reactions before the next rise, as far as that went, and is small in between
-//! where that spares more than going down and up costs. Then no patience is needed, and none but the cycle's own is believed.
+//! **What comes back is met**: where a cycle is known it grows a turn and a reaction before the next rise, as far as that went, and is small in
+//! between where that spares more than going down and up costs. Memory is not: a rise that came early would kill. Then no patience is needed, and none but the cycle's own is believed.
 //!
 //! **It shrinks with patience**: what has not been needed for a while will not be for as long again, so that an amount is given up once keeping
 //! it for that while would have cost more than the change. Much that is idle goes soon, little goes late. What is often risen above is dearer,

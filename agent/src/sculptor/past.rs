@@ -110,18 +110,25 @@ impl Past {
     }
 
     /// What is known from before, as if it had been looked at since: minutes that end now, the oldest first.
+    ///
+    /// Where more than ten minutes were not measured nobody knows what was wanted, so that patience begins anew after them.
     pub(super) fn recalled(of: Of, now_msec: u64, minutes: &[Option<u64>]) -> Self {
         let mut past = Self::new(of);
         let most = usize::try_from(DAY_MSEC / MINUTE_MSEC).unwrap_or(usize::MAX);
         let minutes = &minutes[minutes.len().saturating_sub(most)..];
         let begin = now_msec.saturating_sub(minutes.len() as u64 * MINUTE_MSEC);
+        let mut until_msec = begin;
         for (at_msec, amount) in (0..).map(|minute| begin + minute * MINUTE_MSEC).zip(minutes) {
             let Some(amount) = amount.map(|amount| amount.min(MAX_AMOUNT)) else { continue };
-            past.begun_msec.get_or_insert(at_msec);
+            if past.begun_msec.is_none() || at_msec - until_msec > TEN_MSEC {
+                past.begun_msec = Some(at_msec);
+            }
+            until_msec = at_msec + MINUTE_MSEC;
             past.minutes.take(at_msec, amount);
             past.tens.take(at_msec, amount);
             past.lasting = amount;
         }
+        past.begun_msec = past.begun_msec.filter(|_| now_msec.saturating_sub(until_msec) <= TEN_MSEC);
         (past.last_msec, past.open.minute) = (now_msec, now_msec / MINUTE_MSEC);
         past
     }
@@ -293,6 +300,14 @@ mod tests {
         assert_eq!((past.usual(), past.jumps(200, HOUR_MSEC)), (seen.usual(), seen.jumps(200, HOUR_MSEC)));
         let missing = Past::recalled(Of::Mean, now, &[None; 30]);
         assert_eq!((missing.known_msec(now), missing.top(DAY_MSEC)), (0, 0));
+        // An hour, a gap, half an hour: of the hour it is known how far it went, and not that it is over for so long.
+        let gap = |missing: usize, after: usize| {
+            let minutes = [vec![Some(900); 60], vec![None; missing], vec![Some(100); after]].concat();
+            let past = Past::recalled(Of::Mean, now, &minutes);
+            (past.known_msec(now) / MINUTE_MSEC, past.top(DAY_MSEC))
+        };
+        assert_eq!([gap(10, 30), gap(11, 30)], [(100, 900), (30, 900)]);
+        assert_eq!([gap(10, 0), gap(11, 0)], [(70, 900), (0, 900)], "until now");
         let long = Past::recalled(Of::Mean, now, &vec![Some(u64::MAX); 5000]);
         assert_eq!((long.known_msec(now), long.top(DAY_MSEC)), (DAY_MSEC, MAX_AMOUNT));
     }

@@ -157,7 +157,7 @@ fn what_comes_back_is_met_in_advance(hosts: &Hosts) {
 fn judged(hosts: &Hosts, wave: &[Second], times: u64) {
     let bursts = busy(wave);
     assert_eq!(bursts.len() as u64, times, "{bursts:?}");
-    let (mut missed, mut held) = (Vec::new(), Vec::new());
+    let (mut missed, mut held, mut restless) = (Vec::new(), Vec::new(), Vec::new());
     for (time, (begin, end)) in (1_usize..).zip(&bursts) {
         let is_up = |second: &&Second| second.granted_milli >= COVERED * WAVE_MILLI;
         let rise_sec = wave[*begin].at_sec;
@@ -184,13 +184,22 @@ fn judged(hosts: &Hosts, wave: &[Second], times: u64) {
             if ahead <= 0.0 {
                 missed.push(time);
             }
+            // Down after the time before, up before this one.
+            let since = &wave[bursts[time - 2].1..=*begin];
+            let crossed = since.windows(2).filter(|pair| is_up(&&pair[0]) != is_up(&&pair[1])).count();
+            if crossed > 2 {
+                restless.push((time, crossed));
+            }
             // Of the last one nothing is known yet: whether it comes again is not over.
             if down > DOWN_SEC && (time as u64) < times {
                 held.push(time);
             }
         }
     }
-    assert!(missed.is_empty() && held.is_empty(), "not met in advance: {missed:?}; not given back: {held:?}");
+    assert!(
+        missed.is_empty() && held.is_empty() && restless.is_empty(),
+        "not met in advance: {missed:?}; not given back: {held:?}; up and down in between, how often: {restless:?}"
+    );
 }
 
 /// Two reactions after a step that nobody expected its shape is up.

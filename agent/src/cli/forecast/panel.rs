@@ -108,7 +108,10 @@ impl Panel {
             head: head(resource),
             next: next(resource),
             trust: trust(resource),
-            back: resource.cycle.as_ref().map_or_else(String::new, |cycle| back(&resource.resource, cycle)),
+            back: resource
+                .cycle
+                .as_ref()
+                .map_or_else(String::new, |cycle| back(&resource.resource, cycle, now_sec)),
             past,
         }
     }
@@ -170,15 +173,16 @@ fn trust(resource: &ForecastResource) -> String {
 }
 
 /// What comes back, and when next. Nothing where a cycle has no steps.
-fn back(resource: &str, cycle: &CycleView) -> String {
+fn back(resource: &str, cycle: &CycleView, now_sec: u64) -> String {
     let most = cycle.ahead.iter().max().copied().unwrap_or(0);
     let least = cycle.ahead.iter().min().copied().unwrap_or(0);
     let Some(steps) = cycle.ahead.iter().position(|amount| *amount > least + (most - least) / 2) else {
         return String::new();
     };
-    let when = match steps {
+    let from_sec = cycle.from_unix_sec.saturating_add((steps as u64).saturating_mul(cycle.step_sec));
+    let when = match from_sec.saturating_sub(now_sec) {
         0 => "now".to_owned(),
-        _ => format!("in {}", time(steps as u64 * cycle.step_sec)),
+        left => format!("in {}", time(left)),
     };
     format!(
         "every {}, {} times so far; up to {} {when}",
@@ -257,11 +261,11 @@ mod tests {
         let cycle =
             |ahead: Vec<u64>| CycleView { period_sec: 240, cycles: 3, from_unix_sec: 0, step_sec: 10, ahead };
         assert_eq!(
-            back("cpu", &cycle(vec![60, 60, 60, 470])),
-            "every 240 s, 3 times so far; up to 0.47 in 30 s"
+            back("cpu", &cycle(vec![60, 60, 60, 470]), 4),
+            "every 240 s, 3 times so far; up to 0.47 in 26 s"
         );
-        assert_eq!(back("cpu", &cycle(vec![470, 60])), "every 240 s, 3 times so far; up to 0.47 now");
-        assert_eq!(back("cpu", &cycle(Vec::new())), "");
+        assert_eq!(back("cpu", &cycle(vec![470, 60]), 4), "every 240 s, 3 times so far; up to 0.47 now");
+        assert_eq!(back("cpu", &cycle(Vec::new()), 4), "");
     }
 
     #[test]

@@ -43,7 +43,7 @@ use crate::api::wire::MachineState;
 use crate::api::wire::foresight::{ForesightChoice, ForesightMode, ForesightRequest};
 use crate::foresight::profile::Profile;
 use crate::foresight::ring::{MINUTE, MINUTES};
-use crate::foresight::{Mode, Of, Resource};
+use crate::foresight::{Mode, Resource};
 use crate::problem::Problem;
 use crate::sculptor::{Decision, Host, Machine, RESOURCES, Sculptor, Settings};
 use crate::store::Change;
@@ -215,10 +215,7 @@ impl Turn {
 fn minutes(profile: &Profile, now_sec: u64) -> [Vec<Option<u64>>; RESOURCES] {
     Resource::ALL.map(|resource| {
         let Some(track) = profile.track(resource) else { return Vec::new() };
-        let ring = match resource.forecast_of() {
-            Of::Mean => &track.rings.minutes.mean,
-            Of::Max => &track.rings.minutes.max,
-        };
+        let ring = track.rings.minutes.of(resource.forecast_of());
         let amount = |minute| Some(u64::from(ring.at(minute)?).saturating_mul(resource.grain()));
         let now = now_sec / MINUTE;
         let oldest = ring.iter().next().map_or(now, |(minute, _)| minute);
