@@ -50,14 +50,23 @@ fn both_kernels_boot_under_kvm(hosts: &Hosts) {
     )
     .expect_ok();
     for kernel in ["6.1", "6.12"] {
-        let booted = host.run(&format!(
-            "cd /usr/lib/lathe-test/kernels/{kernel}; for file in vmlinux initrd.img; do test -s $file || exit 9; done
-             timeout 100 qemu-system-x86_64 -accel kvm -M microvm -m 256 -nodefaults -no-user-config -display none \
-             -no-reboot -serial stdio -kernel bzImage -initrd /root/ramfs.cpio \
-             -append 'console=ttyS0 quiet panic=-1 reboot=t' </dev/null"
-        ));
+        // An emulated guest stands still once in some hundred boots, whoever runs it: only that is tried again, and told.
+        let booted = host.run_within(
+            Duration::from_secs(300),
+            &format!(
+                "cd /usr/lib/lathe-test/kernels/{kernel}; for file in vmlinux initrd.img; do test -s $file || exit 9; done
+                 for attempt in 1 2 3; do
+                     timeout 75 qemu-system-x86_64 -accel kvm -M microvm -m 256 -nodefaults -no-user-config -display none \
+                         -no-reboot -serial stdio -kernel bzImage -initrd /root/ramfs.cpio \
+                         -append 'console=ttyS0 quiet panic=-1 reboot=t' </dev/null
+                     status=$?; [ $status = 124 ] || exit $status; echo stood still
+                 done; exit $status"
+            ),
+        );
         let booted = booted.expect_ok().expect_out(&format!("reached init of {kernel}."));
-        hosts.note(&format!("{kernel}: {:.1} s in QEMU's microvm", booted.took.as_secs_f32()));
+        let stood = booted.stdout().matches("stood still").count();
+        let also = if stood == 0 { String::new() } else { format!("; stood still before, {stood} times") };
+        hosts.note(&format!("{kernel}: {:.1} s in QEMU's microvm{also}", booted.took.as_secs_f32()));
     }
 }
 
