@@ -98,6 +98,7 @@ impl Observer {
             others: choice.others,
             others_count: choice.others_count.saturating_add(unseen),
             wants: Vec::new(),
+            goals: Vec::new(),
         };
         self.last = Some((now, inside.clone()));
         inside

@@ -14,6 +14,11 @@ pub const MAX_WANTS: usize = 2;
 /// Longest time that something may be wanted for, seconds.
 pub const MAX_WANT_SEC: u32 = 86_400;
 
+/// Most goals at a time.
+pub const MAX_GOALS: usize = 4;
+/// Longest words about a goal, bytes.
+pub const MAX_WORDS_BYTES: usize = 200;
+
 /// What goes on inside.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inside {
@@ -34,6 +39,9 @@ pub struct Inside {
     /// What is wanted now; at most [`MAX_WANTS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub wants: Vec<Want>,
+    /// What is expected of applications; at most [`MAX_GOALS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub goals: Vec<Pursued>,
 }
 
 /// The whole machine, as its kernel sees it. What the kernel does not tell is `None`.
@@ -160,4 +168,42 @@ pub struct Settled {
     pub amount: Option<u64>,
     /// What there is to say about it, in words.
     pub words: String,
+}
+
+/// What is expected of an application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Goal {
+    /// It answers in time.
+    Latency {
+        /// Of its requests so many at least, parts per thousand: 950 is the 95th percentile. 1 to 999.
+        permille: u32,
+        /// In less than this, microseconds; at least 1.
+        under_usec: u64,
+    },
+    /// It gets through as much as it can: whatever more CPU makes it faster is wanted.
+    Throughput,
+    /// Of a later version.
+    #[serde(other)]
+    Other,
+}
+
+/// A goal, and what its application says of itself by its own metrics (OpenMetrics 1.0).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pursued {
+    /// Of which application, as its administrator calls it; at most [`MAX_NAME_BYTES`] long. One goal of a name.
+    pub name: String,
+    /// What is expected.
+    pub goal: Goal,
+    /// Time that the figures below are of, milliseconds; 0 when there are none.
+    pub over_msec: u32,
+    /// The quantile that the goal is about, or the 95th percentile, microseconds. `None`: not told, or nothing was asked of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency_usec: Option<u64>,
+    /// Requests, or whatever it counts, thousandths a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_milli: Option<u64>,
+    /// Why its metrics cannot be read, at most [`MAX_WORDS_BYTES`] long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wrong: Option<String>,
 }
