@@ -70,7 +70,7 @@ fn text(view: &WhyView) -> String {
     let mut text = format!("{}   {}\nnow   {}\n", view.name, settings(&view.foresight), view.now);
     let since = time(view.now_unix_sec.saturating_sub(view.since_unix_sec));
     if view.decisions.is_empty() {
-        text.push_str(&format!("no decision in the {since} since lathed started\n"));
+        text.push_str(&format!("no decision in the last {since}\n"));
     }
     view.decisions.iter().for_each(|decision| text.push_str(&decision_text(decision, view.now_unix_sec)));
     view.quality.iter().for_each(|quality| text.push_str(&quality_text(quality)));
@@ -188,7 +188,7 @@ cpu
             since_unix_sec: 30,
             ..WhyView::default()
         };
-        let expected = "new   foresight observe (the host's)   aggressiveness 0.000 (the host's)\nnow   it is off\nno decision in the 1 min since lathed started\n";
+        let expected = "new   foresight observe (the host's)   aggressiveness 0.000 (the host's)\nnow   it is off\nno decision in the last 1 min\n";
         assert_eq!(text(&view), expected);
     }
 }

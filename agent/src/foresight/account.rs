@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use super::ring::HOUR;
 
 /// Hours that are kept: the last day, and the one that is not over.
@@ -12,7 +14,7 @@ const HOURS: usize = 25;
 const DAY: u64 = 24;
 
 /// Sums over seconds, in the resource's unit times seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sums {
     /// How many.
     pub seconds: u64,
@@ -51,7 +53,7 @@ impl Sums {
 }
 
 /// The last day of one resource.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
     /// Hours since the epoch and their sums, the newest last.
     hours: VecDeque<(u64, Sums)>,
@@ -83,6 +85,16 @@ impl Account {
         self.hours.drain(..excess);
     }
 
+    /// Whether it is one that this build could have made: hours ascend, and are no more than there can be.
+    pub fn sound(&self) -> bool {
+        self.hours.len() <= HOURS && self.hours.iter().is_sorted_by(|(one, _), (other, _)| one < other)
+    }
+
+    /// When the oldest hour that is known began, seconds since the epoch.
+    pub fn since(&self) -> Option<u64> {
+        self.hours.front().map(|(hour, _)| hour.saturating_mul(HOUR))
+    }
+
     /// The last 24 hours before the second `at`, whole ones, and what has passed of the present one.
     pub fn day(&self, at: u64) -> Sums {
         let mut sums = Sums::default();
@@ -112,6 +124,19 @@ mod tests {
         assert_eq!((Sums::permille(1, u64::MAX), Sums::permille(0, 0)), (1, 0));
         assert_eq!(account.day(53 * HOUR).seconds, HOUR, "all but the last hour is older than a day");
         assert_eq!(account.day(55 * HOUR), Sums::default());
+    }
+
+    #[test]
+    fn only_what_could_have_been_made_here_is_sound() {
+        let mut account = Account::default();
+        assert!(account.sound() && account.since().is_none());
+        account.take(10 * HOUR + 5, 1, 1);
+        account.take(12 * HOUR, 1, 1);
+        assert!(account.sound() && account.since() == Some(10 * HOUR));
+        account.hours.push_back((12, Sums::default()));
+        assert!(!account.sound(), "an hour that is there twice");
+        account.hours = (0..=HOURS as u64).map(|hour| (hour, Sums::default())).collect();
+        assert!(!account.sound(), "more than are kept");
     }
 
     #[test]

@@ -4,8 +4,8 @@
 //! one that really works as hard.
 
 use lathe_guest::protocol::inside::{
-    Amount, Application, ApplicationKind, Inside, MAX_APPLICATIONS, MAX_NAME_BYTES, MAX_WANT_SEC, MAX_WANTS,
-    Settled, Want, Whole, Wished,
+    Amount, Application, ApplicationKind, Goal, Inside, MAX_APPLICATIONS, MAX_GOALS, MAX_NAME_BYTES,
+    MAX_WANT_SEC, MAX_WANTS, MAX_WORDS_BYTES, Pursued, Settled, Want, Whole, Wished,
 };
 
 use super::Resource;
@@ -16,6 +16,8 @@ pub const FRESH_USEC: u64 = 5 * SEC;
 const MOST_MILLI: u64 = 8192 * 1000;
 /// More of anything else no guest has: bytes, bytes or bits a second, operations a second.
 const MOST: u64 = 1 << 50;
+/// Nothing takes longer, microseconds.
+const LONGEST_USEC: u64 = 3600 * SEC;
 const SEC: u64 = 1_000_000;
 
 /// What a machine may have of a resource that can be wanted, in its unit.
@@ -150,6 +152,7 @@ fn asked(want: &Want, bound: Bound) -> u64 {
 /// Cut to what can be.
 fn clean(mut inside: Inside) -> Inside {
     inside.wants = Vec::new();
+    inside.goals = goals(inside.goals);
     inside.applications.truncate(MAX_APPLICATIONS);
     inside.applications.iter_mut().chain(&mut inside.others).for_each(clean_application);
     if let Some(others) = &mut inside.others {
@@ -175,6 +178,29 @@ fn clean(mut inside: Inside) -> Inside {
         [memory_total_bytes, memory_available_bytes, swap_used_bytes, net_rx_bit_per_sec, net_tx_bit_per_sec];
     amounts.into_iter().for_each(|amount| *amount = (*amount).min(MOST));
     inside
+}
+
+/// Goals that there can be, each name once, and figures that can be.
+fn goals(told: Vec<Pursued>) -> Vec<Pursued> {
+    let mut fine: Vec<Pursued> = Vec::new();
+    for mut pursued in told.into_iter().take(MAX_GOALS) {
+        pursued.name = clean_name(&pursued.name);
+        match &mut pursued.goal {
+            Goal::Latency { permille, under_usec } => {
+                (*permille, *under_usec) = ((*permille).clamp(1, 999), (*under_usec).clamp(1, LONGEST_USEC));
+            }
+            Goal::Throughput => {}
+            Goal::Other => continue,
+        }
+        if fine.iter().any(|other| other.name == pursued.name) {
+            continue;
+        }
+        pursued.latency_usec = pursued.latency_usec.map(|usec| usec.min(LONGEST_USEC));
+        pursued.rate_milli = pursued.rate_milli.map(|milli| milli.min(MOST));
+        pursued.wrong = pursued.wrong.map(|words| plain(&words, MAX_WORDS_BYTES));
+        fine.push(pursued);
+    }
+    fine
 }
 
 fn clean_application(application: &mut Application) {
@@ -210,6 +236,12 @@ fn clean_name(name: &str) -> String {
     let mark = |character: char| if fine(character) { character } else { '?' };
     let name: String = name.chars().take(MAX_NAME_BYTES).map(mark).collect();
     if name.trim().is_empty() { "?".to_owned() } else { name }
+}
+
+/// Words that go to a terminal as they are.
+fn plain(words: &str, most_bytes: usize) -> String {
+    let mark = |character: char| if matches!(character, ' '..='~') { character } else { '?' };
+    words.chars().take(most_bytes).map(mark).collect()
 }
 
 #[cfg(test)]
@@ -275,6 +307,35 @@ mod tests {
         assert_eq!(amounts(&word, 2 * SEC), [(Resource::Cpu, 700)]);
         word.forget();
         assert_eq!(amounts(&word, 2 * SEC), []);
+    }
+
+    #[test]
+    fn goals_are_those_that_there_can_be() {
+        let pursued = |name: &str, goal| Pursued {
+            name: name.into(),
+            goal,
+            over_msec: 1,
+            latency_usec: Some(u64::MAX),
+            rate_milli: Some(u64::MAX),
+            wrong: Some("no\u{1b}[2J".into()),
+        };
+        let least = Goal::Latency { permille: 0, under_usec: 0 };
+        let all = vec![
+            pursued("a", least),
+            pursued("later", Goal::Other),
+            pursued("a", Goal::Throughput),
+            pursued("b", Goal::Throughput),
+            pursued("fifth", Goal::Throughput),
+        ];
+        let fine = goals(all);
+        let said: Vec<_> = fine.iter().map(|one| (one.name.as_str(), one.goal)).collect();
+        assert_eq!(
+            said,
+            [("a", Goal::Latency { permille: 1, under_usec: 1 }), ("b", Goal::Throughput)],
+            "the first of a name, and of four"
+        );
+        assert_eq!((fine[0].latency_usec, fine[0].rate_milli), (Some(LONGEST_USEC), Some(MOST)));
+        assert_eq!(fine[0].wrong.as_deref(), Some("no?[2J"));
     }
 
     #[test]

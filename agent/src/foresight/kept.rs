@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Resource;
+use super::account::Account;
 use super::forecaster::Forecaster;
 use super::profile::{Profile, Reach, Track};
 use super::ring::{HOUR, MINUTE, Rings};
@@ -31,6 +32,12 @@ const DIGEST_BYTES: usize = 8;
 const HEAD_BYTES: usize = MAGIC.len() + 2 + DIGEST_BYTES;
 const WHOLE: u8 = 0;
 const RECENT: u8 = 1;
+const ACCOUNTS: u8 = 2;
+/// Most bytes of accounts.
+const MAX_ACCOUNTS_BYTES: usize = 16 << 10;
+
+/// One for each resource.
+pub type Accounts = [Account; Resource::ALL.len()];
 
 #[derive(Serialize, Deserialize)]
 struct Whole {
@@ -111,6 +118,23 @@ fn resource(number: u8) -> Result<Resource, String> {
 
 fn sound(rings: &Rings) -> Result<(), String> {
     if rings.sound() { Ok(()) } else { Err("its rings contradict themselves".to_owned()) }
+}
+
+/// Accounts as bytes.
+pub fn save_accounts(accounts: &Accounts) -> Vec<u8> {
+    sealed(ACCOUNTS, accounts)
+}
+
+/// Accounts from bytes.
+///
+/// # Errors
+/// In words, what is wrong with them.
+pub fn restore_accounts(bytes: &[u8]) -> Result<Accounts, String> {
+    let accounts: Accounts = opened(ACCOUNTS, bytes, MAX_ACCOUNTS_BYTES)?;
+    match accounts.iter().all(Account::sound) {
+        true => Ok(accounts),
+        false => Err("its accounts contradict themselves".to_owned()),
+    }
 }
 
 impl Track {

@@ -13,6 +13,7 @@
 //! | [`rhythm`] | what comes back: cycles of minutes and of hours |
 //! | [`profile`] | all of that of one machine |
 //! | [`inside`] | what a guest says of itself and wants, made fit to be used |
+//! | [`goal`] | what its applications are expected to achieve, and what that takes |
 //! | [`by_hand`] | what people say: a blueprint, events |
 //! | [`kept`] | the same as bytes, for the store |
 //! | [`account`] | how grants met what was asked for, over a day |
@@ -23,6 +24,7 @@ pub mod account;
 pub mod by_hand;
 pub mod demand;
 pub mod forecaster;
+pub mod goal;
 pub mod inside;
 pub mod kept;
 pub mod profile;

@@ -4,7 +4,8 @@ use super::Resource;
 use super::by_hand::{ByHand, Merged};
 use super::demand::{Demand, INSIDE_FRESH_USEC, Inside, Reading, demand};
 use super::forecaster::Forecaster;
-use super::inside::Word;
+use super::goal::{Goals, Having, Holding};
+use super::inside::{Bounds, Word};
 use super::rhythm::{Cycle, Rhythms};
 use super::ring::{MAX_AMOUNT, Rings};
 
@@ -43,8 +44,12 @@ pub struct Profile {
     last: Option<Reading>,
     inside: Option<(u64, Inside)>,
     now: Demand,
+    /// Share of the periods of the last second that a quota ended, parts per thousand.
+    held_permille: u64,
     /// What its guest agent says.
     pub word: Word,
+    /// What its applications are expected to achieve.
+    pub goals: Goals,
     /// What people say.
     pub by_hand: ByHand,
     /// What the store has of it.
@@ -61,6 +66,7 @@ impl Profile {
         reading.pressed = self.word.pressed(at_usec);
         let before = self.last.replace(reading);
         self.now = before.map_or(Demand::default(), |before| demand(&before, &reading));
+        self.held_permille = before.and_then(|before| held(&before, &reading)).unwrap_or(0);
         for resource in Resource::ALL {
             let Some(amount) = self.now.of(resource) else { continue };
             // Rounded up: what was asked for is in it.
@@ -72,7 +78,7 @@ impl Profile {
 
     /// It cannot be read now: what it asks for is not known.
     pub fn lose(&mut self) {
-        (self.last, self.inside, self.now) = (None, None, Demand::default());
+        (self.last, self.inside, self.now, self.held_permille) = (None, None, Demand::default(), 0);
         self.word.lose();
     }
 
@@ -119,13 +125,47 @@ impl Profile {
         self.by_hand.merge(resource, learnt, track.map(|track| &track.rings), at_sec)
     }
 
-    /// What is wanted of a resource, in its unit: from inside, or because people say that it will be asked for within moments. At least this
-    /// should be there. It is the second `at_sec` since the epoch, and `at_usec` on the clock of readings.
+    /// Takes in how its goals stand at `at_usec` on the clock of readings, after what its guest has told.
+    pub fn pursue(&mut self, at_usec: u64, bounds: &Bounds) {
+        let told = self.word.told(at_usec).map(|(inside, _)| inside.goals.clone()).unwrap_or_default();
+        let pressed = self.word.pressed(at_usec).unwrap_or_default();
+        let holding = |bound: super::inside::Bound, resource| Holding {
+            granted: bound.granted,
+            most: bound.most,
+            demand: self.now.of(resource).unwrap_or(0),
+        };
+        let having = Having {
+            holdings: [holding(bounds.cpu, Resource::Cpu), holding(bounds.memory, Resource::Memory)],
+            cpu_waits_permille: pressed.cpu_some_permille,
+            held_permille: self.held_permille,
+            memory_waits_permille: pressed.memory_some_permille,
+        };
+        self.goals.take(at_usec, told, &having);
+    }
+
+    /// Its guest has ended, and with it whoever wanted something of it.
+    pub fn forget_inside(&mut self) {
+        self.word.forget();
+        self.goals.forget();
+    }
+
+    /// What is wanted of a resource, in its unit: from inside, for a goal, or because people say that it will be asked for within moments. At
+    /// least this should be there. It is the second `at_sec` since the epoch, and `at_usec` on the clock of readings.
     pub fn wanted(&self, resource: Resource, at_sec: u64, at_usec: u64) -> Option<u64> {
         let inside = self.word.wanted(at_usec).filter(|wanted| wanted.resource == resource);
         let rings = self.track(resource).map(|track| &track.rings);
-        inside.map(|wanted| wanted.amount).max().max(self.by_hand.wanted(resource, rings, at_sec))
+        let inside = inside.map(|wanted| wanted.amount).max();
+        inside.max(self.goals.wanted(resource, at_usec)).max(self.by_hand.wanted(resource, rings, at_sec))
     }
+}
+
+/// Share of the enforcement periods between two readings in which a quota was used up, parts per thousand.
+fn held(before: &Reading, now: &Reading) -> Option<u64> {
+    let (before, now) = (before.cpu?, now.cpu?);
+    let periods = |cpu: &super::demand::Cpu| cpu.wall_periods.saturating_add(cpu.vcpu_periods);
+    let ended_usec = periods(&now).checked_sub(periods(&before))?.saturating_mul(now.period_usec);
+    let passed_usec = now.at_usec.checked_sub(before.at_usec).filter(|passed| *passed > 0)?;
+    Some((ended_usec.saturating_mul(1000) / passed_usec).min(1000))
 }
 
 #[cfg(test)]
@@ -168,6 +208,29 @@ mod tests {
         assert_eq!(bytes(&profile), Some(1 << 20));
         profile.lose();
         assert_eq!(bytes(&profile), None);
+    }
+
+    #[test]
+    fn a_goal_is_pursued_with_what_is_read_of_the_machine() {
+        use lathe_guest::protocol::inside::{Goal, Inside, Pursued};
+
+        let mut profile = Profile::default();
+        let bound = Bound { granted: 500, most: 1000 };
+        let bounds = Bounds { cpu: bound, memory: Bound { granted: 1 << 30, most: 1 << 30 } };
+        for second in 0..10_u64 {
+            let cpu = Cpu { wall_periods: second * 3, period_usec: 100_000, ..reading(second).cpu.unwrap() };
+            profile.take(1000 + second, second * SEC, Reading { cpu: Some(cpu), ..reading(second) });
+            let goal = Goal::Latency { permille: 950, under_usec: 1000 };
+            let (latency_usec, name) = (Some(1200), "web".into());
+            let web = Pursued { name, goal, over_msec: 1, latency_usec, rate_milli: None, wrong: None };
+            let inside = Inside { goals: vec![web], ..Inside::default() };
+            profile.word.take(second * SEC, inside, &bounds, "");
+            profile.pursue(second * SEC, &bounds);
+        }
+        assert_eq!(profile.held_permille, 300);
+        assert_eq!(profile.wanted(Resource::Cpu, 1010, 10 * SEC), Some(600), "its quota holds it back");
+        profile.forget_inside();
+        assert_eq!(profile.wanted(Resource::Cpu, 1010, 10 * SEC), None);
     }
 
     #[test]

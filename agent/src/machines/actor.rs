@@ -453,7 +453,7 @@ impl Actor {
             *shared.sight = Sight::default();
             (shared.panic, shared.expired) = (None, false);
         });
-        self.entry.profile(|profile| profile.word.forget());
+        self.entry.profile(|profile| profile.forget_inside());
     }
 
     async fn notice(&mut self, notice: Notice) {
@@ -466,7 +466,7 @@ impl Actor {
                     shared.configured.clear();
                     (shared.panic, shared.expired) = (None, false);
                 });
-                self.entry.profile(|profile| profile.word.forget());
+                self.entry.profile(|profile| profile.forget_inside());
                 self.core.tell("machine-rebooted", &self.entry.name, format!("{} reboots", self.entry.name));
                 self.watch_guest();
                 resize::rebooted(self).await;

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::core::{Core, Entry, Shared};
-use super::{by_hand, inside, sight, view as shown};
+use super::{by_hand, inside, sculpt, sight, view as shown};
 use crate::api::wire::forecast::{AheadView, CycleView, ForecastResource, ForecastView, RingView};
 use crate::api::wire::{MachineState, MachineView, SCHEMA};
 use crate::foresight::by_hand::{ByHand, Merged};
@@ -120,6 +120,7 @@ pub(super) fn restore(core: &Core, pasts: Vec<Past>) {
             *profile = restored.profile;
             profile.by_hand = by_hand;
         });
+        sculpt::past::restore(&entry, past.accounts.as_deref(), past.decisions.as_deref());
     }
 }
 
@@ -209,12 +210,17 @@ pub(super) async fn keep(core: &Arc<Core>) -> Result<(), Problem> {
     let mut reaches = Vec::with_capacity(kept.len());
     let mut pasts = Vec::with_capacity(kept.len());
     for (entry, Parts { whole, recent, reach }) in kept {
-        pasts.push(Past { name: entry.name.clone(), whole, recent: Some(recent), by_hand: None });
-        reaches.push((entry, reach));
+        let mut past = Past { name: entry.name.clone(), whole, recent: Some(recent), ..Past::default() };
+        let decisions = sculpt::past::save(&entry, &mut past);
+        pasts.push(past);
+        reaches.push((entry, reach, decisions));
     }
     core.store.apply(Change::Pasts(pasts)).await?;
-    for (entry, reach) in reaches {
+    for (entry, reach, decisions) in reaches {
         entry.profile(|profile| profile.stored(reach));
+        if let Some(decisions) = decisions {
+            sculpt::past::stored(&entry, decisions);
+        }
     }
     Ok(())
 }
@@ -237,7 +243,11 @@ pub(super) fn view(core: &Core, name: &str) -> Result<ForecastView, Problem> {
             Some(of_track(which, &track, outlook, profile.now().of(which), &machine, now))
         };
         let resources = Resource::ALL.into_iter().filter_map(of).collect();
-        (resources, inside::view(&profile.word, at_usec), by_hand::view(&profile.by_hand, now))
+        (
+            resources,
+            inside::view(&profile.word, &profile.goals, at_usec),
+            by_hand::view(&profile.by_hand, now),
+        )
     };
     let (resources, inside, by_hand) = entry.profile(of);
     Ok(ForecastView {

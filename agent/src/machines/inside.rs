@@ -5,12 +5,12 @@
 //!             ─── applications, what waits, wants ──►│
 //!                                                    └─ what is made of wants: said with the next question
 //! ```
-//! lathed keeps nothing of it over its own end: a guest says anew what it wants, and what was made of it.
+//! lathed keeps nothing of it over its own end: a guest says anew what it wants, what was made of it, and its goals.
 
 use std::io;
 use std::time::{Duration, Instant};
 
-use lathe_guest::protocol::inside::{Application, ApplicationKind, Inside, Settled};
+use lathe_guest::protocol::inside::{Application, ApplicationKind, Goal, Inside, Settled};
 use lathe_guest::protocol::{Request, Response};
 use lathe_shard::Shape;
 use tokio::io::AsyncReadExt;
@@ -19,7 +19,8 @@ use tokio::net::UnixStream;
 use super::core::{Core, Entry, Shared, unix_sec};
 use super::{guest, sample};
 use crate::api::wire::MachineState;
-use crate::api::wire::inside::{ApplicationView, InsideView, WantedView};
+use crate::api::wire::inside::{ApplicationView, GoalView, InsideView, WantedView};
+use crate::foresight::goal::{Goals, Pursuit, SERVED};
 use crate::foresight::inside::{Bound, Bounds, Word};
 use crate::foresight::{Mode, Resource};
 
@@ -72,7 +73,11 @@ fn take(core: &Core, entry: &Entry, inside: Inside) -> Vec<Settled> {
         Mode::Observe => "the host only observes: nothing is resized for it by itself",
         Mode::Off | Mode::On => "",
     };
-    entry.profile(|profile| profile.word.take(at_usec, inside, &bounds, note))
+    entry.profile(|profile| {
+        let settled = profile.word.take(at_usec, inside, &bounds, note);
+        profile.pursue(at_usec, &bounds);
+        settled
+    })
 }
 
 /// What a machine may have of what can be wanted, on a host that could give `most`.
@@ -101,12 +106,17 @@ pub(super) fn wanted(core: &Core, entry: &Entry) -> Vec<WantedView> {
             let (resource, source) = (which.word().to_owned(), "by-hand".to_owned());
             Some(WantedView { resource, amount, source, left_sec: None })
         });
-        inside.chain(by_hand).collect()
+        let goals = SERVED.into_iter().filter_map(|which| {
+            let amount = profile.goals.wanted(which, at_usec)?;
+            let (resource, source) = (which.word().to_owned(), "goal".to_owned());
+            Some(WantedView { resource, amount, source, left_sec: None })
+        });
+        inside.chain(goals).chain(by_hand).collect()
     })
 }
 
 /// What a guest tells, as it is shown.
-pub(super) fn view(word: &Word, at_usec: u64) -> Option<InsideView> {
+pub(super) fn view(word: &Word, goals: &Goals, at_usec: u64) -> Option<InsideView> {
     let (inside, age_usec) = word.told(at_usec)?;
     let machine = &inside.machine;
     Some(InsideView {
@@ -125,6 +135,29 @@ pub(super) fn view(word: &Word, at_usec: u64) -> Option<InsideView> {
         applications: inside.applications.iter().map(of_application).collect(),
         others: inside.others.as_ref().map(of_application),
         others_count: inside.others_count,
+        goals: goals.iter().filter_map(of_goal).collect(),
+    })
+}
+
+fn of_goal(pursuit: &Pursuit) -> Option<GoalView> {
+    let told = &pursuit.told;
+    let (kind, permille, under_usec) = match told.goal {
+        Goal::Latency { permille, under_usec } => ("latency", Some(permille), Some(under_usec)),
+        Goal::Throughput => ("throughput", None, None),
+        Goal::Other => return None,
+    };
+    Some(GoalView {
+        name: told.name.clone(),
+        kind: kind.to_owned(),
+        permille,
+        under_usec,
+        over_msec: told.over_msec,
+        latency_usec: told.latency_usec,
+        rate_milli: told.rate_milli,
+        wrong: told.wrong.clone().unwrap_or_default(),
+        stands: pursuit.stands.word().to_owned(),
+        cpu_milli: pursuit.wants[0],
+        memory_bytes: pursuit.wants[1],
     })
 }
 

@@ -61,6 +61,9 @@ const WHOLE: i64 = 0;
 const RECENT: i64 = 1;
 /// Number of what people said, which an earlier release passes over.
 const BY_HAND: i64 = 2;
+/// Number of how grants met what was asked for, and of decisions; likewise.
+const ACCOUNTS: i64 = 3;
+const DECISIONS: i64 = 4;
 
 /// What was measured of one machine over time; see `foresight::kept`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,6 +76,10 @@ pub struct Past {
     pub recent: Option<Vec<u8>>,
     /// What people said of its future, see `foresight::by_hand`; in a change: `None` leaves it.
     pub by_hand: Option<Vec<u8>>,
+    /// How its grants met what it asked for, see `machines::sculpt`; in a change: `None` leaves it.
+    pub accounts: Option<Vec<u8>>,
+    /// What was decided about it; in a change: `None` leaves it.
+    pub decisions: Option<Vec<u8>>,
 }
 
 /// A change to make durable.
@@ -285,6 +292,8 @@ fn pasts(connection: &Connection) -> Result<Vec<Past>, Problem> {
             WHOLE => past.whole = Some(bytes),
             RECENT => past.recent = Some(bytes),
             BY_HAND => past.by_hand = Some(bytes),
+            ACCOUNTS => past.accounts = Some(bytes),
+            DECISIONS => past.decisions = Some(bytes),
             // Of a later release.
             _ => {}
         }
@@ -298,7 +307,13 @@ fn put_pasts(transaction: &Transaction<'_>, pasts: &[Past]) -> rusqlite::Result<
     let mut statement = transaction.prepare_cached(sql)?;
     let mut changed = 0;
     for past in pasts {
-        let parts = [(WHOLE, &past.whole), (RECENT, &past.recent), (BY_HAND, &past.by_hand)];
+        let parts = [
+            (WHOLE, &past.whole),
+            (RECENT, &past.recent),
+            (BY_HAND, &past.by_hand),
+            (ACCOUNTS, &past.accounts),
+            (DECISIONS, &past.decisions),
+        ];
         for (part, bytes) in parts {
             if let Some(bytes) = bytes {
                 changed += statement.execute(params![past.name, part, bytes])?;
@@ -466,7 +481,7 @@ mod tests {
 
     fn past(name: &str, whole: Option<&[u8]>, recent: Option<&[u8]>) -> Past {
         let [whole, recent] = [whole, recent].map(|bytes| bytes.map(<[u8]>::to_vec));
-        Past { name: name.to_owned(), whole, recent, by_hand: None }
+        Past { name: name.to_owned(), whole, recent, ..Past::default() }
     }
 
     fn rows(folder: &Path) -> i64 {

@@ -13,7 +13,7 @@ use super::super::wire::by_hand::{
 };
 use super::super::wire::forecast::{AheadView, CycleView, ForecastResource, ForecastView, RingView};
 use super::super::wire::foresight::*;
-use super::super::wire::inside::{ApplicationView, InsideView, WantedView};
+use super::super::wire::inside::{ApplicationView, GoalView, InsideView, WantedView};
 use super::super::wire::*;
 use crate::machines::enforced::{Limit, Took};
 use crate::machines::{DiskChange, DiskChanged, NicChange, NicChanged, SculptCounts};
@@ -230,6 +230,19 @@ fn inside() -> InsideView {
         ],
         others: Some(application("", 12, 40 << 20)),
         others_count: 7,
+        goals: vec![GoalView {
+            name: "web".to_owned(),
+            kind: "latency".to_owned(),
+            permille: Some(950),
+            under_usec: Some(20_000),
+            over_msec: 10_000,
+            latency_usec: Some(31_400),
+            rate_milli: Some(412_300),
+            wrong: String::new(),
+            stands: "trying".to_owned(),
+            cpu_milli: Some(750),
+            memory_bytes: None,
+        }],
     }
 }
 

@@ -110,7 +110,8 @@ pub struct WhyView {
     pub now_unix_sec: u64,
     /// In words, what is done with it now, and what keeps it from being resized.
     pub now: String,
-    /// Since when decisions are remembered, seconds since the epoch: when lathed started.
+    /// Since when decisions are remembered, seconds since the epoch: when lathed started, or the oldest that one before it has stored; a day at
+    /// most of how grants met demand.
     pub since_unix_sec: u64,
     /// The newest first, at most 32.
     pub decisions: Vec<DecisionView>,
@@ -167,9 +168,9 @@ pub struct DecisionView {
     pub changes_a_day: u64,
     /// What was weighed against each other, the chosen one first.
     pub options: Vec<OptionView>,
-    /// `observed` (nothing was done), `under-way`, `applied`, `partial`, `failed`, `refused`.
+    /// `observed` (nothing was done), `under-way`, `applied`, `partial`, `failed`, `refused`; `unknown` of what was under way when lathed ended.
     pub outcome: String,
-    /// In words, for `partial`, `failed` and `refused`.
+    /// In words, for `partial`, `failed`, `refused` and `unknown`.
     pub reason: String,
     /// The operation that carried it out.
     pub operation: Option<String>,

@@ -28,6 +28,37 @@ pub struct InsideView {
     pub others: Option<ApplicationView>,
     /// How many these are.
     pub others_count: u32,
+    /// What is expected of them, four at most.
+    #[serde(default)]
+    pub goals: Vec<GoalView>,
+}
+
+/// What is expected of an application (`lathe-guest goal`), and what its own metrics say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GoalView {
+    /// Of which application, as it is called inside; what is not plain in it is `?`.
+    pub name: String,
+    /// latency or throughput.
+    pub kind: String,
+    /// Of its requests so many, parts per thousand; absent of throughput.
+    pub permille: Option<u32>,
+    /// Shall take less than this, microseconds; absent of throughput.
+    pub under_usec: Option<u64>,
+    /// Time that the figures are of, milliseconds; 0 without any.
+    pub over_msec: u32,
+    /// What these requests take at most, microseconds; of throughput the 95th percentile. Absent where it is not told.
+    pub latency_usec: Option<u64>,
+    /// Requests, or whatever it counts, thousandths per second; absent where it is not told.
+    pub rate_milli: Option<u64>,
+    /// Why its metrics cannot be read; empty otherwise.
+    pub wrong: String,
+    /// `unknown`, `met`, `missed` (a moment ago), `wanting` (more than is granted), `trying` (whether more helps), `elsewhere` (neither CPU nor
+    /// memory is short), `bounded` (the machine has all that it may have), `futile` (more did not help).
+    pub stands: String,
+    /// What is wanted for its sake, milliCPU.
+    pub cpu_milli: Option<u64>,
+    /// The same, bytes of memory.
+    pub memory_bytes: Option<u64>,
 }
 
 /// One application.
@@ -66,8 +97,8 @@ pub struct WantedView {
     pub resource: String,
     /// In its unit.
     pub amount: u64,
-    /// Who wants it: `inside` (lathe-guest want), or `by-hand` (a blueprint or an event that is about to begin).
+    /// Who wants it: `inside` (lathe-guest want), `goal` (lathe-guest goal), or `by-hand` (a blueprint or an event that is about to begin).
     pub source: String,
-    /// How long it will be wanted, seconds; absent by hand.
+    /// How long it will be wanted, seconds; absent by hand, and for a goal.
     pub left_sec: Option<u64>,
 }

@@ -10,7 +10,7 @@ use crate::api::wire::by_hand::{
     AnnounceRequest, AnnouncedView, BlueprintStep, ByHandView, ForecastOf, Raise, RaiseView,
 };
 use crate::api::wire::forecast::ForecastView;
-use crate::api::wire::inside::{ApplicationView, InsideView, WantedView};
+use crate::api::wire::inside::{ApplicationView, GoalView, InsideView, WantedView};
 use crate::cli::args::ForecastArgs;
 use crate::cli::client::Client;
 use crate::cli::machine::machine_path;
@@ -139,7 +139,59 @@ fn table(inside: &InsideView) -> String {
         BitRate(inside.net_tx_bit_per_sec),
         Bytes(inside.swap_used_bytes)
     ));
+    text.extend(inside.goals.iter().map(goal));
     text
+}
+
+/// A line about what is expected of an application.
+fn goal(view: &GoalView) -> String {
+    let rate = view.rate_milli.map(|milli| format!("{}.{}/s", milli / 1000, milli % 1000 / 100));
+    let quantile = |permille: u32| match (permille / 10, permille % 10) {
+        (whole, 0) => format!("p{whole}"),
+        (whole, tenth) => format!("p{whole}.{tenth}"),
+    };
+    let (expected, latency) = match (view.permille, view.under_usec) {
+        (Some(permille), Some(under)) => {
+            (format!("{} under {}", quantile(permille), short_time(under)), view.latency_usec.map(short_time))
+        }
+        _ => {
+            ("throughput high".to_owned(), view.latency_usec.map(|usec| format!("p95 {}", short_time(usec))))
+        }
+    };
+    let figures: Vec<String> = latency.into_iter().chain(rate).collect();
+    let figures = match (figures.is_empty(), view.wrong.as_str()) {
+        (false, _) => format!("{} over {} s", figures.join(", "), (view.over_msec + 500) / 1000),
+        (true, "") => "its metrics have told nothing yet".to_owned(),
+        (true, wrong) => format!("its metrics cannot be read: {wrong}"),
+    };
+    let stands = match view.stands.as_str() {
+        "unknown" => String::new(),
+        "met" => "; met".to_owned(),
+        "missed" => "; missed".to_owned(),
+        "wanting" => "; missed, more is wanted than is granted".to_owned(),
+        "trying" => "; missed, more was granted, and whether that helps is seen within seconds".to_owned(),
+        "elsewhere" => "; missed, but neither CPU nor memory is short: more would not help".to_owned(),
+        "bounded" => "; missed, and the machine has all that it may have".to_owned(),
+        "futile" => "; missed, more did not help and is tried again later".to_owned(),
+        other => format!("; {other}"),
+    };
+    let wanted = [("cpu", view.cpu_milli), ("memory", view.memory_bytes)];
+    let wanted =
+        wanted.into_iter().filter_map(|(word, amount)| Some(format!("{word} {}", of(word, amount?))));
+    let wanted: Vec<String> = wanted.collect();
+    let wanted =
+        if wanted.is_empty() { String::new() } else { format!("; {} at least for it", wanted.join(", ")) };
+    format!("goal      {}   {expected}: {figures}{stands}{wanted}\n", view.name)
+}
+
+/// Three figures of a time.
+fn short_time(usec: u64) -> String {
+    match usec {
+        0..1000 => format!("{usec} us"),
+        1000..100_000 => format!("{}.{} ms", usec / 1000, usec % 1000 / 100),
+        100_000..1_000_000 => format!("{} ms", usec / 1000),
+        _ => format!("{}.{:02} s", usec / 1_000_000, usec % 1_000_000 / 10_000),
+    }
 }
 
 /// A line for each thing that is wanted.
@@ -148,6 +200,7 @@ pub fn wanted(wanted: &[WantedView]) -> String {
         let source = match (one.source.as_str(), one.left_sec) {
             ("inside", Some(left)) => format!("from inside, for {} more", time(left)),
             ("inside", None) => "from inside".to_owned(),
+            ("goal", _) => "for a goal of an application".to_owned(),
             _ => "by hand".to_owned(),
         };
         format!("wanted    {} {}   {source}\n", one.resource, of(&one.resource, one.amount))
@@ -270,6 +323,41 @@ mod tests {
         );
         let silent = ForecastView { inside: None, ..view };
         assert_eq!(applications(false, &silent).unwrap_err().code, "guest-tells-nothing");
+    }
+
+    #[test]
+    fn goals_stand_in_a_line() {
+        let view = fake::forecast("web").inside.unwrap().goals.remove(0);
+        assert_eq!(
+            goal(&view),
+            "goal      web   p95 under 20.0 ms: 31.4 ms, 412.3/s over 10 s; missed, more was granted, and whether that \
+             helps is seen within seconds; cpu 0.75 at least for it\n"
+        );
+        let silent = GoalView {
+            latency_usec: None,
+            rate_milli: None,
+            wrong: "connection refused".to_owned(),
+            stands: "unknown".to_owned(),
+            cpu_milli: None,
+            ..view
+        };
+        assert_eq!(
+            goal(&silent),
+            "goal      web   p95 under 20.0 ms: its metrics cannot be read: connection refused\n"
+        );
+        let most = GoalView {
+            kind: "throughput".to_owned(),
+            permille: None,
+            under_usec: None,
+            rate_milli: Some(1_250),
+            stands: "met".to_owned(),
+            ..silent
+        };
+        assert_eq!(goal(&most), "goal      web   throughput high: 1.2/s over 10 s; met\n");
+        assert_eq!(
+            [999, 9_949, 250_400, 61_000_000].map(short_time),
+            ["999 us", "9.9 ms", "250 ms", "61.00 s"]
+        );
     }
 
     #[test]

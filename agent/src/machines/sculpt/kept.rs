@@ -1,9 +1,12 @@
-//! What is remembered of one machine: decisions and what became of them, how grants met demand, what failed a moment ago.
+//! What is remembered of one machine: decisions and what became of them, how grants met demand, what failed a moment ago. What a lathed before
+//! this one has decided is remembered as it was shown.
 
 use std::collections::VecDeque;
 
+use crate::api::wire::foresight::DecisionView;
 use crate::foresight::Resource;
 use crate::foresight::account::Account;
+use crate::foresight::kept::Accounts;
 use crate::sculptor::{Decision, RESOURCES, Weighing};
 
 /// Decisions that are remembered.
@@ -137,10 +140,17 @@ struct Rest {
 pub struct Sculpted {
     /// The newest first.
     decisions: VecDeque<Kept>,
+    /// What a lathed before this one decided, likewise.
+    before: Vec<DecisionView>,
+    /// Since when anything is remembered, seconds since the epoch, where a lathed before this one began it.
+    pub since_sec: Option<u64>,
+    /// How often what is remembered has become something else, and how often when it was stored.
+    changes: u64,
+    stored: u64,
     next_id: u64,
     rests: [Rest; RESOURCES],
     /// How grants met demand.
-    pub accounts: [Account; RESOURCES],
+    pub accounts: Accounts,
     /// What was weighed at the last look.
     pub weighings: [Option<Weighing>; RESOURCES],
     /// Whether it would be given more at once, as it was looked at last.
@@ -181,7 +191,35 @@ impl Sculpted {
         };
         self.decisions.push_front(kept);
         self.decisions.truncate(MAX_KEPT);
+        self.before.truncate(MAX_KEPT - self.decisions.len());
+        self.changes += 1;
         id
+    }
+
+    /// What a lathed before this one decided, the newest first.
+    pub fn before(&self) -> &[DecisionView] {
+        &self.before
+    }
+
+    /// Takes over what a lathed before this one decided and accounted for.
+    pub fn recall(&mut self, accounts: Option<Accounts>, mut before: Vec<DecisionView>) {
+        before.truncate(MAX_KEPT);
+        let accounted = accounts.iter().flatten().filter_map(Account::since);
+        self.since_sec = accounted.chain(before.iter().map(|decision| decision.at_unix_msec / 1000)).min();
+        self.before = before;
+        if let Some(accounts) = accounts {
+            self.accounts = accounts;
+        }
+    }
+
+    /// A number for all decisions as they are now, where that is not what was stored.
+    pub fn to_store(&self) -> Option<u64> {
+        (self.changes != self.stored).then_some(self.changes)
+    }
+
+    /// They are stored as they were at that number.
+    pub fn stored(&mut self, changes: u64) {
+        self.stored = changes;
     }
 
     /// Remembers what would be done. `None`: it is what was to be done before, too, or nearly so.
@@ -228,6 +266,7 @@ impl Sculpted {
         };
         if let Some(kept) = self.decisions.iter_mut().find(|kept| kept.id == id) {
             (kept.until_msec, kept.came, kept.operation) = (now_msec, came, operation);
+            self.changes += 1;
         }
     }
 

@@ -11,6 +11,7 @@
 //! | `look` | what the sculptor is shown of a machine, and what keeps one from being touched |
 //! | `act` | a decision becomes a resize, and how that ended |
 //! | `kept` | decisions, accounts and failures of one machine |
+//! | `past` | the same over the end of a lathed |
 //! | `why` | the same as it is shown |
 //!
 //! A person has the last word: a machine that somebody resized is left alone for [`PERSON_REST_MSEC`], what was asked for a time until that
@@ -22,6 +23,7 @@
 mod act;
 mod kept;
 mod look;
+pub(super) mod past;
 #[cfg(test)]
 mod tests;
 pub(super) mod why;

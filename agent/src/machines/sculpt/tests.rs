@@ -245,6 +245,47 @@ fn seconds_that_are_pressed_wake_the_sculptor_and_accounts_are_kept() {
 }
 
 #[test]
+fn decisions_and_accounts_outlive_lathed() {
+    let world = World::new();
+    let lathed = world.lathed();
+    lathed.run(request(&world, ForesightMode::Observe)).unwrap();
+    asks_for(&lathed, 400);
+    assert_eq!(turn(&lathed, &mut new_turn()), 1);
+    let now = unix_sec();
+    entry(&lathed).sculpted(|sculpted| {
+        let decision = sculpted.decisions().next().unwrap().decision.clone();
+        sculpted.keep(1000, decision, Numbers::default(), "it begins".to_owned(), Came::UnderWay);
+        sculpted.accounts[Resource::Cpu as usize].take(now - 7200, 100, 400);
+    });
+    let keep = |lathed: &Lathed| lathed.wait(crate::machines::foresee::keep(&lathed.machines.core)).unwrap();
+    keep(&lathed);
+    assert_eq!(entry(&lathed).sculpted(|sculpted| sculpted.to_store()), None, "only what is new is written");
+    let before = why(&lathed);
+    lathed.kill();
+    let lathed = world.lathed();
+    let after = why(&lathed);
+    assert_eq!(after.decisions[1..], before.decisions[1..]);
+    let cut_off = &after.decisions[0];
+    assert_eq!((cut_off.why.as_str(), cut_off.outcome.as_str()), ("it begins", "unknown"));
+    assert!(cut_off.reason.starts_with("lathed ended"), "{cut_off:?}");
+    let cpu = |view: &WhyView| view.quality.iter().find(|of| of.resource == "cpu").cloned().unwrap();
+    assert!(cpu(&after).short_sec >= 1 && after.since_unix_sec <= 1, "{after:?}");
+    // What is decided from here on comes before, and no more than can be are kept.
+    entry(&lathed).sculpted(|sculpted| {
+        for at in 0..40 {
+            let decision = kept::tests::decision(Resource::Cpu, 500 + at);
+            sculpted.keep(2000 + at, decision, Numbers::default(), String::new(), Came::Applied);
+            assert!(sculpted.decisions().count() + sculpted.before().len() <= kept::MAX_KEPT);
+        }
+    });
+    assert_eq!(why(&lathed).decisions.len(), kept::MAX_KEPT);
+    keep(&lathed);
+    lathed.kill();
+    let lathed = world.lathed();
+    assert_eq!(why(&lathed).decisions[0].to, 539);
+}
+
+#[test]
 fn a_lathed_that_comes_back_knows_what_was_wanted_before_it() {
     let world = World::new();
     let lathed = world.lathed();

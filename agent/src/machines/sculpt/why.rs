@@ -28,16 +28,18 @@ pub(in crate::machines) fn view(core: &Core, name: &str) -> Result<WhyView, Prob
             let held = held[resource as usize];
             (held.is_some() || day.seconds > 0).then(|| quality(resource, held.unwrap_or_default(), &day))
         };
-        let decisions: Vec<_> = sculpted.decisions().map(decision).collect();
-        (decisions, weighings(sculpted), Resource::ALL.into_iter().filter_map(quality).collect())
+        let quality = Resource::ALL.into_iter().filter_map(quality).collect();
+        (decisions(sculpted), weighings(sculpted), quality)
     });
+    let known = entry.sculpted(|sculpted| sculpted.since_sec);
+    let started = now_unix_sec.saturating_sub(core.started.elapsed().as_secs());
     Ok(WhyView {
         schema: SCHEMA,
         name: name.to_owned(),
         foresight,
         now_unix_sec,
         now,
-        since_unix_sec: now_unix_sec.saturating_sub(core.started.elapsed().as_secs()),
+        since_unix_sec: known.map_or(started, |known| known.min(started)),
         decisions,
         weighings,
         quality,
@@ -121,7 +123,10 @@ pub(super) fn sentence(decision: &Decision, numbers: &Numbers, tier: Tier) -> St
             let p95 = numbers.p95.map_or("more".to_owned(), show);
             format!("it is likely to ask for up to {p95} within {} s and has {from}", numbers.ahead_sec)
         }
-        Cause::Wanted => "so much was asked for from inside, or for an event that is near".to_owned(),
+        Cause::Wanted => {
+            "so much was asked for from inside, for a goal of an application, or for an event that is near"
+                .to_owned()
+        }
         Cause::Bounds if decision.to > decision.from => {
             format!(
                 "it cannot do with less than {}: its bounds, its working set and some room",
@@ -191,6 +196,11 @@ fn weighings(sculpted: &Sculpted) -> Vec<WeighingView> {
         })
     };
     SCULPTED.into_iter().filter_map(of).collect()
+}
+
+/// All that are remembered, the newest first.
+pub(super) fn decisions(sculpted: &Sculpted) -> Vec<DecisionView> {
+    sculpted.decisions().map(decision).chain(sculpted.before().iter().cloned()).collect()
 }
 
 fn decision(kept: &Kept) -> DecisionView {
