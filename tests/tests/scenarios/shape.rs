@@ -1,6 +1,6 @@
 //! Machines that change shape under lathed: vCPUs and memory both ways, operations that end, and what brings the old shape back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lathe_tests::scenario::{Group, Host, Hosts};
 
@@ -18,6 +18,7 @@ pub const GROUP: Group = Group {
         ("an_operation_ends_by_its_deadline_and_goes_on", an_operation_ends_by_its_deadline_and_goes_on),
         ("a_change_for_a_time_ends_also_without_its_agent", a_change_for_a_time_ends_also_without_its_agent),
         ("memory_that_is_given_back_in_words_only_stays_in_the_books", memory_given_back_in_words_only),
+        ("scattered_pages_leave_the_host_too", scattered_pages_leave_the_host),
     ],
 };
 
@@ -142,6 +143,46 @@ const FILL: &str = "mount -t tmpfs -o size=300m none /mnt && dd if=/dev/urandom 
                     for n in 1 2 3 4 5 6 7 8 9 10 11; do cat /mnt/some; done >/mnt/full && busybox md5sum </mnt/full";
 /// What the kernel has of the machine: charged, and the limit; bytes.
 const CHARGE: &str = "cd /sys/fs/cgroup/lathe.slice/lathe-vm@shape.service/machine && echo $(cat memory.current) $(cat memory.max)";
+/// A guest that has every second page in use gives single pages back. Each is a part of one of the host's huge pages, of which the kernel goes
+/// on holding all as long as it is not split.
+fn scattered_pages_leave_the_host(hosts: &Hosts) {
+    const FILES: u64 = 12_000;
+    let host = hosts.host(1);
+    host.run("lathe rm shape --force --purge 2>/dev/null");
+    make(&host, "shape", "--cpu 1.5 --memory 128M..256M --net none");
+    let write = format!(
+        "sh -c 'mount -t tmpfs -o size=100m,nr_inodes=40000 none /mnt && cd /mnt && i=0 && while [ $i -lt {FILES} ]; do echo >$i; i=$((i+1)); done'"
+    );
+    host.run("lathe resize shape --memory 160M").expect_ok();
+    host.run_within(Duration::from_secs(300), &format!("lathe exec shape -- {write}")).expect_ok();
+    exec(&host, "shape", "sh -c 'cd /mnt && rm *[02468]'").expect_ok();
+    let charged = || {
+        let text =
+            host.run("set -- $(CHARGE); echo $1".replace("CHARGE", CHARGE).as_str()).expect_ok().stdout();
+        text.parse::<u64>().unwrap_or_else(|error| panic!("{error}: {text}"))
+    };
+    let scattered = FILES / 2 * 4096;
+    let before = charged();
+    let given = (scattered - scattered % (2 * MIB)) / MIB - 2;
+    let resized = format!("lathe resize shape --memory {}M --deadline 60s --json", 160 - given);
+    let resized = host.run_within(Duration::from_secs(90), &resized).json();
+    let begun = Instant::now();
+    let mut left = charged();
+    while before.saturating_sub(left) < given * MIB / 2 && begun.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(500));
+        left = charged();
+    }
+    let gone = before.saturating_sub(left);
+    hosts.note(&format!(
+        "{given} MiB of single pages given back, {}: {} MiB were charged, {} MiB are",
+        resized["outcome"],
+        before / MIB,
+        left / MIB
+    ));
+    assert!(gone >= given * MIB / 2, "{gone} bytes have gone of {given} MiB: {resized}");
+    away(&host, &["shape"]);
+}
+
 /// What a monitor may have besides the guest's memory.
 const OVERHEAD: u64 = 64 * MIB;
 

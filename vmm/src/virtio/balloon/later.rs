@@ -6,10 +6,15 @@
 //!
 //! That is sound with VIRTIO_BALLOON_F_MUST_TELL_HOST only: the driver then uses no page before its deflation has been answered, and
 //! the answer waits until everything from before is done.
+//!
+//! What is left over is a part of a huge page mostly, and the host goes on holding the whole of it, until it is short of memory and splits it.
+//! Who pays for that memory cannot wait so long: when the driver has paused for longer, these huge pages are split, a few at a time, each of
+//! which takes a third of a millisecond.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::pages::{self, FRAME_BYTES};
 
@@ -20,10 +25,19 @@ pub const MAX_FRAMES: usize = 1 << 15;
 /// How long the driver must pause before what is left over goes back.
 pub const PAUSE: Duration = Duration::from_millis(20);
 
+/// How long it must pause before huge pages are split, and how long that rests in between: whatever a guest does, it takes 5 % of a core.
+pub const SPLIT_PAUSE: Duration = Duration::from_millis(100);
+/// Huge pages split at a time.
+const SPLITS: usize = 16;
+/// Most huge pages that wait for it: 128 GiB.
+const MAX_BROKEN: usize = 1 << 16;
+
 /// See the module.
 #[derive(Default)]
 pub struct Later {
     frames: Vec<u32>,
+    /// Numbers of huge pages of which a part has gone back.
+    broken: BTreeSet<u64>,
 }
 
 impl Later {
@@ -37,9 +51,14 @@ impl Later {
         self.frames.is_empty()
     }
 
+    /// Some huge pages are to be split.
+    pub fn has_broken(&self) -> bool {
+        !self.broken.is_empty()
+    }
+
     /// Forgets all pages: they stay with the guest.
     pub fn forget(&mut self) {
-        self.frames = Vec::new();
+        *self = Self::default();
     }
 
     /// Discards whole huge pages, and everything if there is too much.
@@ -53,6 +72,9 @@ impl Later {
             let end = (run.end / HUGE_BYTES * HUGE_BYTES).max(start);
             if start < end {
                 pages::discard(memory, &(start..end));
+                (start..end).step_by(HUGE_BYTES as usize).for_each(|whole| {
+                    self.broken.remove(&(whole / HUGE_BYTES));
+                });
             }
             let frames = (run.start..start).chain(end..run.end).step_by(FRAME_BYTES as usize);
             left.extend(frames.map(|at| (at / FRAME_BYTES) as u32));
@@ -64,8 +86,24 @@ impl Later {
     pub fn discard_all(&mut self, memory: &GuestMemoryMmap) {
         pages::for_each_run(&mut self.frames, |run| {
             pages::discard(memory, &run);
+            let ends = [run.start, run.end].into_iter().filter(|end| !end.is_multiple_of(HUGE_BYTES));
+            for number in ends.map(|end| end / HUGE_BYTES) {
+                let there = memory.find_region(GuestAddress(number * HUGE_BYTES)).is_some();
+                if there && self.broken.len() < MAX_BROKEN {
+                    self.broken.insert(number);
+                }
+            }
         });
-        self.forget();
+        self.frames = Vec::new();
+    }
+
+    /// Splits a few of the huge pages that are to be split.
+    pub fn split_some(&mut self, memory: &GuestMemoryMmap) {
+        for _ in 0..SPLITS {
+            let Some(number) = self.broken.pop_first() else { break };
+            let start = number * HUGE_BYTES;
+            pages::split(memory, &(start..start + HUGE_BYTES));
+        }
     }
 }
 
@@ -96,6 +134,18 @@ mod tests {
         later.discard_all(&map);
         assert!(empty(4 * huge + 2 * FRAME_BYTES) && !empty(4 * huge + 3 * FRAME_BYTES));
         assert!(later.is_empty());
+        // Of the fourth a part has gone back; the third has gone as a whole.
+        assert_eq!(later.broken.iter().copied().collect::<Vec<_>>(), [4]);
+        later.split_some(&map);
+        assert!(!later.has_broken() && !empty(4 * huge + 3 * FRAME_BYTES), "what it still has is as it was");
+        later.frames().push(u32::MAX);
+        later.discard_all(&map);
+        assert!(!later.has_broken(), "no memory");
+        later.frames().extend(frames(6 * half + 1..7 * half));
+        later.discard_all(&map);
+        later.frames().extend(frames(6 * half..8 * half));
+        later.discard_whole(&map);
+        assert!(!later.has_broken(), "the rest has followed");
         later.frames().extend((0..=MAX_FRAMES as u32).map(|i| 2 * i));
         later.discard_whole(&map);
         assert!(later.is_empty(), "too much to keep");

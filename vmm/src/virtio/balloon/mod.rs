@@ -204,7 +204,12 @@ impl Balloon {
             }
             TOKEN_LATER => {
                 let _ = self.timer.unset();
-                self.later.discard_all(&memory);
+                if self.later.is_empty() {
+                    self.later.split_some(&memory);
+                } else {
+                    self.later.discard_all(&memory);
+                }
+                self.split_later();
                 return Ok(());
             }
             _ => {}
@@ -214,12 +219,14 @@ impl Balloon {
                 running.inflate.take_notification();
                 let inflated = self.inflate(running, &memory);
                 self.put_off(running.deferred, &memory);
+                self.split_later();
                 inflated
             }
             DEFLATE => {
                 running.deflate.take_notification();
                 // Once it is answered the driver may use the pages.
                 self.later.discard_all(&memory);
+                self.split_later();
                 deflate(&mut running.deflate, &memory, &mut self.chain)
             }
             queue => match (&mut running.stats, &mut running.reporting) {
@@ -275,6 +282,15 @@ impl Balloon {
         let pause = Expiration::OneShot(later::PAUSE.into());
         if !deferred || self.timer.set(pause, TimerSetTimeFlags::empty()).is_err() {
             self.later.discard_all(memory);
+        }
+    }
+
+    /// Splits huge pages when the driver has paused, if nothing else comes first.
+    fn split_later(&mut self) {
+        if self.later.is_empty() && self.later.has_broken() {
+            // Without a timer, which cannot fail, they would stay with the host as they do with every other monitor.
+            let _ =
+                self.timer.set(Expiration::OneShot(later::SPLIT_PAUSE.into()), TimerSetTimeFlags::empty());
         }
     }
 

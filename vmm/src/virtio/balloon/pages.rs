@@ -46,6 +46,16 @@ pub fn whole_frames(start: u64, len: u64) -> Range<u64> {
 /// Gives what there is of `range`, whole frames, back to the host; returns how many bytes. A refusal by the host leaves pages where
 /// they are, which harms nobody.
 pub fn discard(memory: &GuestMemoryMmap, range: &Range<u64>) -> u64 {
+    advise(memory, range, libc::MADV_DONTNEED)
+}
+
+/// Has the host split a huge page in `range` of which a part has been discarded: until then it holds all of it. MADV_COLD of madvise(2),
+/// since Linux 5.4, splits what it covers only the rest of, and keeps every content; a host that is older or refuses goes on holding it.
+pub fn split(memory: &GuestMemoryMmap, range: &Range<u64>) {
+    advise(memory, range, libc::MADV_COLD);
+}
+
+fn advise(memory: &GuestMemoryMmap, range: &Range<u64>, advice: libc::c_int) -> u64 {
     let (mut at, mut done) = (range.start, 0);
     while at < range.end {
         let Some(region) = memory.find_region(GuestAddress(at)) else {
@@ -57,7 +67,7 @@ pub fn discard(memory: &GuestMemoryMmap, range: &Range<u64>) -> u64 {
         let pointer = region.as_ptr().wrapping_add(offset as usize);
         // SAFETY: the range lies in one region of a private anonymous mapping that is never unmapped. The guest may see its content
         // vanish at any time, and devices read such memory with no promise about its content.
-        if unsafe { libc::madvise(pointer.cast(), len as usize, libc::MADV_DONTNEED) } == 0 {
+        if unsafe { libc::madvise(pointer.cast(), len as usize, advice) } == 0 {
             done += len;
         }
         at += len;
