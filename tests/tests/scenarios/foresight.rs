@@ -25,6 +25,7 @@ pub const GROUP: Group = Group {
         ("memory_follows_what_is_in_use", memory_follows),
         ("what_goes_on_inside_is_told_and_what_is_wanted_is_seen", inside::told_and_wanted),
         ("what_people_say_outlives_a_kill", inside::what_people_say),
+        ("a_goal_of_an_application_is_met", inside::a_goal_is_met),
     ],
 };
 

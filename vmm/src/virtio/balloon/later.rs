@@ -9,9 +9,10 @@
 //!
 //! What is left over is a part of a huge page mostly, and the host goes on holding the whole of it, until it is short of memory and splits it.
 //! Who pays for that memory cannot wait so long: when the driver has paused for longer, these huge pages are split, a few at a time, each of
-//! which takes a third of a millisecond.
+//! which takes a third of a millisecond. They stay split, lest khugepaged make them whole again, until one of their pages leaves the balloon.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::Duration;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -32,12 +33,21 @@ const SPLITS: usize = 16;
 /// Most huge pages that wait for it: 128 GiB.
 const MAX_BROKEN: usize = 1 << 16;
 
+/// Most huge pages that are kept from becoming whole: each may make three mappings of one, and a process has 65,530 (vm.max_map_count).
+const MAX_KEPT_SPLIT: usize = 8192;
+
 /// See the module.
 #[derive(Default)]
 pub struct Later {
     frames: Vec<u32>,
     /// Numbers of huge pages of which a part has gone back.
     broken: BTreeSet<u64>,
+    /// Numbers of those that were split.
+    split: BTreeSet<u64>,
+}
+
+fn range_of(number: u64) -> Range<u64> {
+    number * HUGE_BYTES..(number + 1) * HUGE_BYTES
 }
 
 impl Later {
@@ -56,9 +66,24 @@ impl Later {
         !self.broken.is_empty()
     }
 
-    /// Forgets all pages: they stay with the guest.
-    pub fn forget(&mut self) {
-        *self = Self::default();
+    /// Forgets all pages: they stay with the guest, or come back by being used.
+    pub fn forget(&mut self, memory: &GuestMemoryMmap) {
+        let Self { split, .. } = std::mem::take(self);
+        split.into_iter().for_each(|number| pages::allow_huge(memory, &range_of(number), true));
+    }
+
+    /// Some huge page was split, and is kept so.
+    pub fn has_split(&self) -> bool {
+        !self.split.is_empty()
+    }
+
+    /// These pages leave the balloon: what they are parts of may become whole again.
+    pub fn leave(&mut self, memory: &GuestMemoryMmap, frames: &[u32]) {
+        for number in frames.iter().map(|frame| u64::from(*frame) * FRAME_BYTES / HUGE_BYTES) {
+            if self.split.remove(&number) {
+                pages::allow_huge(memory, &range_of(number), true);
+            }
+        }
     }
 
     /// Discards whole huge pages, and everything if there is too much.
@@ -101,8 +126,10 @@ impl Later {
     pub fn split_some(&mut self, memory: &GuestMemoryMmap) {
         for _ in 0..SPLITS {
             let Some(number) = self.broken.pop_first() else { break };
-            let start = number * HUGE_BYTES;
-            pages::split(memory, &(start..start + HUGE_BYTES));
+            if self.split.len() < MAX_KEPT_SPLIT && self.split.insert(number) {
+                pages::allow_huge(memory, &range_of(number), false);
+            }
+            pages::split(memory, &range_of(number));
         }
     }
 }
@@ -113,6 +140,23 @@ mod tests {
     use super::*;
     use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 
+    /// What the kernel says of the mapping that has this guest address (VmFlags of /proc/self/smaps).
+    fn flags(map: &GuestMemoryMmap, address: u64) -> String {
+        let at = map.get_host_address(GuestAddress(address)).unwrap() as usize;
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut here = false;
+        for line in smaps.lines() {
+            let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
+            if let Some((start, end)) = first.split_once('-') {
+                let number = |text| usize::from_str_radix(text, 16).unwrap_or(0);
+                here = (number(start)..number(end)).contains(&at);
+            } else if here && first == "VmFlags:" {
+                return rest.to_owned();
+            }
+        }
+        panic!("no mapping of {address:#x}")
+    }
+
     #[test]
     fn huge_pages_go_back_when_they_are_whole_and_the_rest_when_asked() {
         let memory = testing::memory();
@@ -120,7 +164,7 @@ mod tests {
         let huge = HUGE_BYTES;
         map.write_slice(&vec![7; 4 * huge as usize], GuestAddress(3 * huge)).unwrap();
         let empty = |at: u64| map.read_obj::<u8>(GuestAddress(at)).unwrap() == 0;
-        let frames = |range: std::ops::Range<u64>| range.map(|frame| frame as u32);
+        let frames = |range: Range<u64>| range.map(|frame| frame as u32);
         let mut later = Later::default();
         let half = huge / FRAME_BYTES / 2;
         // The second half first, with a bit of the next.
@@ -138,6 +182,12 @@ mod tests {
         assert_eq!(later.broken.iter().copied().collect::<Vec<_>>(), [4]);
         later.split_some(&map);
         assert!(!later.has_broken() && !empty(4 * huge + 3 * FRAME_BYTES), "what it still has is as it was");
+        assert!(later.has_split() && flags(&map, 4 * huge).contains("nh"), "{}", flags(&map, 4 * huge));
+        assert!(!flags(&map, 3 * huge).contains("nh") && !flags(&map, 5 * huge).contains("nh"));
+        later.leave(&map, &[(5 * huge / FRAME_BYTES) as u32, u32::MAX]);
+        assert!(later.has_split(), "another one");
+        later.leave(&map, &[(4 * huge / FRAME_BYTES) as u32 + 9]);
+        assert!(!later.has_split() && !flags(&map, 4 * huge).contains("nh"));
         later.frames().push(u32::MAX);
         later.discard_all(&map);
         assert!(!later.has_broken(), "no memory");
@@ -149,5 +199,9 @@ mod tests {
         later.frames().extend((0..=MAX_FRAMES as u32).map(|i| 2 * i));
         later.discard_whole(&map);
         assert!(later.is_empty(), "too much to keep");
+        later.split_some(&map);
+        assert!(later.has_split());
+        later.forget(&map);
+        assert!(!later.has_split() && !later.has_broken() && !flags(&map, 0).contains("nh"));
     }
 }

@@ -227,7 +227,7 @@ impl Balloon {
                 // Once it is answered the driver may use the pages.
                 self.later.discard_all(&memory);
                 self.split_later();
-                deflate(&mut running.deflate, &memory, &mut self.chain)
+                deflate(&mut running.deflate, &memory, &mut self.chain, &mut self.later)
             }
             queue => match (&mut running.stats, &mut running.reporting) {
                 (_, Some((index, reporting))) if *index == queue => {
@@ -347,8 +347,20 @@ fn add_frames(memory: &GuestMemoryMmap, chain: &Chain, frames: &mut Vec<u32>) ->
 }
 
 /// Answers: pages come back by being used.
-fn deflate(queue: &mut ServedQueue, memory: &GuestMemoryMmap, chain: &mut Chain) -> Result<(), ChainError> {
-    serve(queue, memory, chain, |_| {})
+fn deflate(
+    queue: &mut ServedQueue,
+    memory: &GuestMemoryMmap,
+    chain: &mut Chain,
+    later: &mut Later,
+) -> Result<(), ChainError> {
+    let mut frames = Vec::new();
+    serve(queue, memory, chain, |chain| {
+        frames.clear();
+        // What cannot be read are pages of which nothing is known: they come back all the same.
+        if later.has_split() && add_frames(memory, chain, &mut frames).is_ok() {
+            later.leave(memory, &frames);
+        }
+    })
 }
 
 /// Gives free ranges back to the host, then answers.
@@ -434,6 +446,8 @@ impl VirtioDevice for Balloon {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let Activation { memory, mut queues, features, interrupt, watcher } = activation;
+        // Of a device that stopped because of its driver something may be left.
+        self.later.forget(&memory.memory());
         let reporting = reporting_index(features, &queues);
         let mut queue = |index: u16| {
             let active = queues.get_mut(usize::from(index)).and_then(Option::take);
@@ -456,8 +470,8 @@ impl VirtioDevice for Balloon {
 
     fn reset(&mut self) {
         self.unread.set(false);
-        if self.running.take().is_some() {
-            self.later.forget();
+        if let Some(running) = self.running.take() {
+            self.later.forget(&running.memory.memory());
             self.forget();
             self.report.memory_changed();
         }

@@ -55,6 +55,12 @@ pub fn split(memory: &GuestMemoryMmap, range: &Range<u64>) {
     advise(memory, range, libc::MADV_COLD);
 }
 
+/// Whether the host may make huge pages of what is in `range`. Where it may, khugepaged (admin-guide/mm/transhuge) fills what has been discarded of
+/// one with zeroes after some seconds, as long as a single page of it is left (`max_ptes_none`).
+pub fn allow_huge(memory: &GuestMemoryMmap, range: &Range<u64>, may: bool) {
+    advise(memory, range, if may { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE });
+}
+
 fn advise(memory: &GuestMemoryMmap, range: &Range<u64>, advice: libc::c_int) -> u64 {
     let (mut at, mut done) = (range.start, 0);
     while at < range.end {
