@@ -59,7 +59,7 @@ pub fn run() -> io::Result<()> {
         Err(error) => say(&format!("the host cannot reach this guest, no vsock: {error}")),
     }
     start("power", power::watch);
-    start("wants", inside::wants::serve);
+    start("wants", inside::socket::serve);
     start("hotplug", hotplug);
     say(&format!(
         "ready after {} ms, {} ms since the kernel started; mounts took {} ms, {} modules {} ms",
