@@ -60,6 +60,7 @@ mod tests {
     use lathe_guest::protocol::inside::Settled;
     use serde::de::DeserializeOwned;
 
+    use super::super::command;
     use super::*;
 
     fn talk<Answer: DeserializeOwned>(question: &[u8]) -> Answer {
@@ -95,10 +96,23 @@ mod tests {
 
     #[test]
     fn questions_about_goals_are_told_from_wishes() {
-        let answer: goals::Answer = talk(br#"{"goal":{"show":{}}}"#);
-        assert_eq!((answer.wrong, answer.goals), (None, vec![]));
-        let answer: goals::Answer = talk(br#"{"goal":{"none":{"name":"web"}}}"#);
-        assert!(answer.wrong.unwrap().contains("there is no goal web"));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guest.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = std::thread::spawn(move || {
+            for stream in listener.incoming().take(2) {
+                answer(stream.unwrap()).unwrap();
+            }
+        });
+        let ask = |question| {
+            let ask = Ask { goal: Some(question), ..Ask::default() };
+            command::talk::<goals::Answer>(&path, &ask).unwrap()
+        };
+        let answer = ask(goals::Question::Show {});
+        assert_eq!((answer.wrong, answer.unheard, answer.goals), (None, true, vec![]));
+        let answer = ask(goals::Question::None { name: "web".into() });
+        assert_eq!(answer.wrong.as_deref(), Some("there is no goal web"));
+        server.join().unwrap();
         assert!(talk::<goals::Answer>(br#"{"goal":{"dance":{}}}"#).wrong.is_some());
     }
 }

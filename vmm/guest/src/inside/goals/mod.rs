@@ -294,8 +294,10 @@ fn cpu_time() -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
+    use std::time::SystemTime;
 
     use super::*;
 
@@ -375,23 +377,26 @@ mod tests {
     fn an_application_is_followed_by_its_file() {
         let (goals, folder) = goals();
         let path = folder.path().join("batch.prom");
-        let write = |jobs: u32| {
-            std::fs::write(&path, format!("# TYPE jobs_total counter\njobs_total {jobs}\n")).unwrap()
+        let write = |jobs: u32, age: Duration| {
+            let new = folder.path().join("new");
+            std::fs::write(&new, format!("# TYPE jobs_total counter\njobs_total {jobs}\n")).unwrap();
+            let written = SystemTime::now() - age;
+            File::options().write(true).open(&new).unwrap().set_modified(written).unwrap();
+            std::fs::rename(&new, &path).unwrap();
         };
-        write(10);
+        goals.look(Instant::now());
+        write(10, Duration::from_secs(5));
         let answer = goals.answer(set("batch", Goal::Throughput, path.to_str().unwrap(), None));
-        assert_eq!(answer.wrong, None);
-        assert_eq!(goals.look(Instant::now())[0].over_msec, 0);
-        // The first writing may have been seen once or twice by now.
-        std::thread::sleep(Duration::from_millis(20));
-        write(5010);
-        let told = loop {
-            let told = figures(goals);
-            if told.rate_milli.is_some_and(|rate| rate > 0) {
-                break told;
-            }
-        };
+        assert_eq!((answer.wrong, answer.unheard), (None, false));
+        write(5010, Duration::ZERO);
+        let told = figures(goals);
         assert_eq!((told.latency_usec, told.wrong), (None, None));
+        assert!((5000..7000).contains(&told.over_msec), "by when it was written: {} ms", told.over_msec);
+        assert!(
+            told.rate_milli.is_some_and(|rate| (700_000..=1_000_000).contains(&rate)),
+            "{:?}",
+            told.rate_milli
+        );
         std::fs::remove_file(&path).unwrap();
         let wrong = loop {
             if let Some(wrong) = goals.look(Instant::now()).remove(0).wrong {

@@ -214,7 +214,8 @@ fn get(authority: &str, addresses: &[SocketAddr], path: &str, page: &mut Vec<u8>
     for address in addresses {
         match connect(address, until) {
             Ok(stream) => return exchange(stream, authority, path, page, until),
-            Err(error) => refused = Some(error),
+            // The first says most: a machine may have no addresses of version 6.
+            Err(error) => _ = refused.get_or_insert(error),
         }
     }
     Err(refused.as_ref().map_or_else(|| Wrong::of("no address".to_owned()), http_error))

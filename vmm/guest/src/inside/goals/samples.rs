@@ -1,4 +1,6 @@
-//! Pages for tests: the same application in both formats.
+//! Pages for tests: the same application in both formats, a large one, and strange ones.
+
+use proptest::prelude::*;
 
 /// Prometheus' text format 0.0.4.
 pub const PROMETHEUS: &str = r#"# HELP http_request_duration_seconds Time \\ to answer
@@ -82,4 +84,48 @@ pub fn large(bytes: usize, name: &str) -> Vec<u8> {
         writeln!(page, "{name}_count{{handler=\"/api/v1/things/{handler}\"}} 5000").unwrap();
     }
     page
+}
+
+/// Pages of what pages are made of, in any order, about a family `a`.
+pub fn strange() -> impl Strategy<Value = String> {
+    const PIECES: [&str; 36] = [
+        "a",
+        "a",
+        "a_bucket",
+        "a_total",
+        "a_count",
+        "a_sum",
+        "b",
+        "b_bucket",
+        "# TYPE a ",
+        "# UNIT a ",
+        "# TYPE b ",
+        "# HELP a",
+        "# EOF",
+        "counter",
+        "gauge",
+        "histogram",
+        "summary",
+        "seconds",
+        "{",
+        "}",
+        "{le=\"",
+        "{quantile=\"",
+        "\"} ",
+        "\"",
+        ",",
+        "=",
+        "\\",
+        " ",
+        "\n",
+        "\n",
+        "\r\n",
+        "1",
+        "0.95",
+        "-3e308",
+        "1e308",
+        "NaN",
+    ];
+    let piece = prop_oneof![30 => prop::sample::select(&PIECES).prop_map(str::to_owned), 1 => any::<char>().prop_map(String::from)];
+    prop::collection::vec(piece, 0..80).prop_map(|pieces| pieces.concat())
 }
