@@ -1,7 +1,8 @@
 //! PID 1 of the built-in guest: filesystems, modules, loopback, then the agent's own service, until shutdown.
 //!
 //! ```text
-//! mounts ─► modules (as devices ask) ─► loopback ─► vsock service, power button, wants, goals, console, hotplug and late modules: a thread each
+//! mounts ─► modules (as devices ask) ─► loopback ─► vsock service, power button, wants, goals, console, hotplug and late modules:
+//!                                                   a thread each
 //!                                                   main thread: signals ─► reap orphans │ shut down
 //! ```
 //! Whatever fails here is said on the console and not fatal: a guest with a message is better than a dead one.
