@@ -32,6 +32,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: lathe-guest serve           answer the host over vsock
        lathe-guest want CHANGE...  ask the host for more, for a time; see lathe-guest want --help
+       lathe-guest goal NAME ...   say what is expected of an application; see lathe-guest goal --help
        lathe-guest TOOL [ARG]...   one of: ";
 
 fn main() -> ExitCode {
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         "want" => finish(name, inside::ask::run(words)),
+        "goal" => finish(name, inside::goals::ask::run(words)),
         "modprobe" => modprobe(words),
         _ => {
             if let Some((_, signal)) = init::SIGNALS.iter().find(|(command, _)| *command == name) {

@@ -50,7 +50,7 @@ pub fn run() -> io::Result<()> {
         eprintln!("lathe-guest: CPUs that are plugged in stay offline until the host asks: {error}");
     }
     let wants = || {
-        if let Err(error) = inside::wants::serve() {
+        if let Err(error) = inside::socket::serve() {
             eprintln!("lathe-guest: nothing can be wanted from inside: {error}");
         }
     };

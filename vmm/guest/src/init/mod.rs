@@ -1,7 +1,8 @@
 //! PID 1 of the built-in guest: filesystems, modules, loopback, then the agent's own service, until shutdown.
 //!
 //! ```text
-//! mounts ─► modules (as devices ask) ─► loopback ─► vsock service, power button, wants, console, hotplug and late modules: a thread each
+//! mounts ─► modules (as devices ask) ─► loopback ─► vsock service, power button, wants, goals, console, hotplug and late modules:
+//!                                                   a thread each
 //!                                                   main thread: signals ─► reap orphans │ shut down
 //! ```
 //! Whatever fails here is said on the console and not fatal: a guest with a message is better than a dead one.
@@ -59,7 +60,7 @@ pub fn run() -> io::Result<()> {
         Err(error) => say(&format!("the host cannot reach this guest, no vsock: {error}")),
     }
     start("power", power::watch);
-    start("wants", inside::wants::serve);
+    start("wants", inside::socket::serve);
     start("hotplug", hotplug);
     say(&format!(
         "ready after {} ms, {} ms since the kernel started; mounts took {} ms, {} modules {} ms",

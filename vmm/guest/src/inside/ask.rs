@@ -1,17 +1,15 @@
 //! `lathe-guest want`: asks the host for more, for a time.
 
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io::{self, Write};
 use std::path::Path;
-use std::time::Duration;
 
 use lathe_guest::protocol::inside::{Amount, Wished};
 use lathe_shard::{Bytes, Change, MilliCpu, ParseAmountError};
 
-use super::wants::{Ask, MAX_BYTES, SOCKET, Standing};
+use super::command::{Options, is_help, talk};
+use super::socket::SOCKET;
+use super::wants::{Ask, Standing};
 
-/// How long the agent may take to answer: longer than it gives the host.
-const TIMEOUT: Duration = Duration::from_secs(12);
 /// What is wanted without `--for`.
 const DEFAULT_SEC: u32 = 600;
 
@@ -38,7 +36,7 @@ Exit status: 0 the host knows it, 1 it refuses it or does not answer, 2 the word
 /// # Errors
 /// When the agent cannot be reached.
 pub fn run(words: &[&str]) -> io::Result<u8> {
-    if words.iter().any(|word| ["-h", "--help"].contains(word)) {
+    if is_help(words) {
         io::stdout().write_all(HELP.as_bytes())?;
         return Ok(0);
     }
@@ -49,7 +47,7 @@ pub fn run(words: &[&str]) -> io::Result<u8> {
             return Ok(2);
         }
     };
-    let standing = talk(Path::new(SOCKET), &ask)?;
+    let standing: Standing = talk(Path::new(SOCKET), &ask)?;
     if let Some(wrong) = standing.wrong {
         eprintln!("lathe-guest want: {wrong}");
         return Ok(2);
@@ -62,23 +60,6 @@ pub fn run(words: &[&str]) -> io::Result<u8> {
         );
     }
     Ok(u8::from(standing.unheard || standing.wants.iter().any(|line| line.refused)))
-}
-
-fn talk(socket: &Path, ask: &Ask) -> io::Result<Standing> {
-    let reached = UnixStream::connect(socket).map_err(|error| {
-        let hint = match error.kind() {
-            io::ErrorKind::PermissionDenied => "root only",
-            _ => "does the agent run? systemctl status lathe-guest",
-        };
-        io::Error::new(error.kind(), format!("{}: {error} ({hint})", socket.display()))
-    });
-    let mut stream = reached?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.write_all(&serde_json::to_vec(ask)?)?;
-    stream.shutdown(std::net::Shutdown::Write)?;
-    let mut answer = Vec::new();
-    stream.take(MAX_BYTES).read_to_end(&mut answer)?;
-    Ok(serde_json::from_slice(&answer)?)
 }
 
 fn text(standing: &Standing) -> String {
@@ -109,23 +90,19 @@ fn time(seconds: u32) -> String {
 }
 
 fn parse(words: &[&str]) -> Result<Ask, String> {
-    let mut ask = Ask { cpu: None, memory: None, for_sec: DEFAULT_SEC, none: false };
+    let mut ask = Ask { for_sec: DEFAULT_SEC, ..Ask::default() };
     let mut timed = false;
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        let (name, value) = word.split_once('=').map_or((*word, None), |(name, value)| (name, Some(value)));
-        if name == "--none" && value.is_none() {
-            ask.none = true;
-            continue;
-        }
-        let mut value = || {
-            value.or_else(|| words.next().copied()).ok_or_else(|| format!("{name} wants a value behind it"))
-        };
+    let mut options = Options::new(words);
+    while let Some(name) = options.next() {
         match name {
-            "--cpu" => ask.cpu = Some(amount::<MilliCpu>(value()?, |cpu| cpu.0)?),
-            "--memory" => ask.memory = Some(amount::<Bytes>(value()?, |bytes| bytes.0)?),
-            "--for" => (ask.for_sec, timed) = (seconds(value()?)?, true),
-            _ => return Err(format!("there is no option {word:?}")),
+            "--cpu" => ask.cpu = Some(amount::<MilliCpu>(options.value()?, |cpu| cpu.0)?),
+            "--memory" => ask.memory = Some(amount::<Bytes>(options.value()?, |bytes| bytes.0)?),
+            "--for" => (ask.for_sec, timed) = (seconds(options.value()?)?, true),
+            "--none" => {
+                options.no_value()?;
+                ask.none = true;
+            }
+            _ => return Err(format!("there is no option {name:?}")),
         }
     }
     let wants = ask.cpu.is_some() || ask.memory.is_some();
@@ -170,7 +147,7 @@ mod tests {
 
     #[test]
     fn words_become_a_question() {
-        let expected = Ask { cpu: Some(Amount::Up(1000)), memory: None, for_sec: 600, none: false };
+        let expected = Ask { cpu: Some(Amount::Up(1000)), for_sec: 600, ..Ask::default() };
         assert_eq!(parse(&["--cpu", "+1", "--for", "10m"]), Ok(expected.clone()));
         assert_eq!(parse(&["--cpu=+1"]), Ok(expected));
         let memory = parse(&["--memory", "2G", "--for", "90"]).unwrap();
@@ -213,13 +190,5 @@ mod tests {
             "cpu     1.50 wanted for 10 min; the host only observes\nmemory  refused; no\n"
         );
         assert_eq!(text(&Standing::default()), "nothing is wanted\n");
-    }
-
-    #[test]
-    fn who_does_not_reach_the_agent_hears_why() {
-        let folder = tempfile::tempdir().unwrap();
-        let ask = parse(&[]).unwrap();
-        let error = talk(&folder.path().join("none.sock"), &ask).unwrap_err();
-        assert!(error.to_string().contains("systemctl status lathe-guest"), "{error}");
     }
 }

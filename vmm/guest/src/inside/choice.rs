@@ -58,7 +58,7 @@ fn sum(mut sum: Application, other: Application) -> Application {
 }
 
 /// The longest beginning of at most so many bytes.
-fn cut(name: &mut String, most: usize) {
+pub fn cut(name: &mut String, most: usize) {
     let end = (0..=most.min(name.len())).rev().find(|at| name.is_char_boundary(*at)).unwrap_or(0);
     name.truncate(end);
 }

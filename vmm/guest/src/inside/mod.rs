@@ -4,7 +4,10 @@
 //! host asks, once a second ─► look ─┬─ machine: /proc, PSI                     ┐
 //!                                   ├─ cgroups: units, where there are any     ├─► the most demanding by name, the others as one
 //!                                   ├─ sessions: of processes, where not       ┘
-//!                                   └─ wants ◄─ socket ◄─ lathe-guest want
+//!                                   ├─ wants ◄─ socket ◄─ lathe-guest want
+//!                                   └─ goals ◄─ socket ◄─ lathe-guest goal
+//!                                        ▲
+//!                                        └─ thread ◄─ metrics of applications
 //! ```
 //! | file | what |
 //! |---|---|
@@ -12,19 +15,25 @@
 //! | [`cgroups`], [`sessions`] | applications of either kind |
 //! | [`choice`] | who is told by name |
 //! | [`wants`], [`ask`] | what is wanted of the host, and the command that wants it |
+//! | [`goals`] | what is expected of applications, and what their metrics say |
+//! | [`socket`], [`command`] | the socket of the commands, and what these have in common |
 //! | [`files`], [`rate`] | reading small files, and what counters have done since |
 //!
 //! Nothing is looked at unless the host asks, and whatever runs here costs no more: each look reads some two hundred files at most, those
-//! of the busy first and the others in turn. A guest with ten thousand processes is known later, not at a higher price.
+//! of the busy first and the others in turn. A guest with ten thousand processes is known later, not at a higher price. Metrics are read beside
+//! that, on a thread that a look never waits for.
 
 pub mod ask;
 mod cgroups;
 mod choice;
+mod command;
 mod files;
+pub mod goals;
 mod machine;
 mod rate;
 mod sessions;
-pub mod wants;
+pub mod socket;
+mod wants;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -48,7 +57,9 @@ pub fn look(settled: &[Settled]) -> Inside {
     wants::settle(settled);
     let mut observer = OBSERVER.lock().unwrap_or_else(PoisonError::into_inner);
     let mut inside = observer.get_or_insert_with(|| Observer::new(Path::new("/"))).look(now);
+    // Even when the rest is what was told before: neither of them is looked at anew.
     inside.wants = wants::told(now);
+    inside.goals = goals::told(now);
     inside
 }
 

@@ -3,21 +3,14 @@
 //! One wish of each resource; a newer one takes its place. Whoever asks is kept waiting until the host has said what it makes of it, one
 //! after the other, so that the host hears no more than it asks for. All of it ends with the guest agent: a wish is no promise.
 
-use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use lathe_guest::protocol::inside::{Amount, MAX_WANT_SEC, MAX_WANTS, Settled, Want, Wished};
 use serde::{Deserialize, Serialize};
 
-/// Where [`super::ask`] reaches the agent; root only.
-pub const SOCKET: &str = "/run/lathe-guest.sock";
-/// Longest question and answer, bytes.
-pub const MAX_BYTES: u64 = 4096;
-/// How long whoever asks may take to say it.
-const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+use super::goals;
+
 /// How long the host may take; it asks once a second, and may be busy.
 const HOST_TIMEOUT: Duration = Duration::from_secs(8);
 /// Longest words of the host that are passed on, bytes.
@@ -26,8 +19,8 @@ const MAX_WORDS_BYTES: usize = 512;
 static TABLE: Mutex<Table> = Mutex::new(Table::new());
 static SETTLED: Condvar = Condvar::new();
 
-/// What is asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What is asked on the [socket](super::socket).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ask {
     /// milliCPU.
@@ -42,6 +35,9 @@ pub struct Ask {
     /// Nothing is wanted any more.
     #[serde(default)]
     pub none: bool,
+    /// About goals instead; whatever else is asked is not looked at then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goal: Option<goals::Question>,
 }
 
 /// How it stands.
@@ -186,47 +182,14 @@ pub fn settle(settled: &[Settled]) {
     }
 }
 
-/// Answers whoever asks inside this machine, for ever.
-///
-/// # Errors
-/// When the socket cannot be made.
-pub fn serve() -> io::Result<()> {
-    match std::fs::remove_file(SOCKET) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(SOCKET)?;
-    // Whatever the mask: who may grow the machine is root's to say.
-    std::fs::set_permissions(SOCKET, std::fs::Permissions::from_mode(0o600))?;
-    loop {
-        match listener.accept() {
-            // Who breaks off hears nothing; what was wanted stays.
-            Ok((stream, _)) => drop(answer(stream)),
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
-        }
-    }
-}
-
-fn answer(mut stream: UnixStream) -> io::Result<()> {
-    stream.set_read_timeout(Some(ASK_TIMEOUT))?;
-    stream.set_write_timeout(Some(ASK_TIMEOUT))?;
-    let mut question = Vec::new();
-    (&stream).take(MAX_BYTES).read_to_end(&mut question)?;
-    let standing = match serde_json::from_slice::<Ask>(&question) {
-        Ok(ask) => stand(&ask, HOST_TIMEOUT),
-        Err(error) => Standing { wrong: Some(format!("no question: {error}")), ..Standing::default() },
-    };
-    stream.write_all(&serde_json::to_vec(&standing)?)
-}
-
-/// Takes a question in and waits until the host has settled it, or for `limit`.
-fn stand(ask: &Ask, limit: Duration) -> Standing {
+/// Takes a question in and waits until the host has settled it, or has had its time.
+pub fn stand(ask: &Ask) -> Standing {
     let mut held = table();
     let fresh = match held.take(ask, Instant::now()) {
         Ok(fresh) => fresh,
         Err(wrong) => return Standing { wrong: Some(wrong), ..Standing::default() },
     };
-    let waited = SETTLED.wait_timeout_while(held, limit, |table| !table.is_settled(&fresh));
+    let waited = SETTLED.wait_timeout_while(held, HOST_TIMEOUT, |table| !table.is_settled(&fresh));
     let (mut held, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
     held.standing(timeout.timed_out(), Instant::now())
 }
@@ -236,7 +199,7 @@ mod tests {
     use super::*;
 
     fn ask(cpu: Option<Amount>, for_sec: u32) -> Ask {
-        Ask { cpu, memory: None, for_sec, none: false }
+        Ask { cpu, for_sec, ..Ask::default() }
     }
 
     #[test]
@@ -276,35 +239,5 @@ mod tests {
         assert_eq!(table.told(now), []);
         assert!(table.take(&ask(Some(Amount::To(1)), 0), now).is_err());
         assert!(table.take(&ask(Some(Amount::To(1)), MAX_WANT_SEC + 1), now).is_err());
-    }
-
-    #[test]
-    fn whoever_asks_hears_what_the_host_made_of_it() {
-        let talk = |question: &[u8]| {
-            let (mut one, other) = UnixStream::pair().unwrap();
-            one.write_all(question).unwrap();
-            one.shutdown(std::net::Shutdown::Write).unwrap();
-            let server = std::thread::spawn(move || answer(other));
-            let mut text = Vec::new();
-            one.read_to_end(&mut text).unwrap();
-            server.join().unwrap().unwrap();
-            serde_json::from_slice::<Standing>(&text).unwrap()
-        };
-        assert!(talk(b"nonsense").wrong.is_some());
-        assert!(talk(br#"{"cpu":{"up":1},"for_sec":1,"more":1}"#).wrong.is_some());
-        let host = std::thread::spawn(|| {
-            // As if the host had asked and answered.
-            let want = loop {
-                if let Some(want) = told(Instant::now()).first().copied() {
-                    break want;
-                }
-                std::thread::yield_now();
-            };
-            settle(&[Settled { id: want.id, amount: Some(700), words: "until then".into() }]);
-        });
-        let standing = talk(br#"{"cpu":{"up":200},"for_sec":60}"#);
-        host.join().unwrap();
-        assert_eq!((standing.unheard, standing.wants[0].amount), (false, Some(700)));
-        assert_eq!(talk(br#"{"none":true}"#).wants, []);
     }
 }
