@@ -146,7 +146,7 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
     for name in ["a", "b", "c", "d"] {
         assert_eq!(goals.answer(set(name, LATENCY, page, None)).wrong, None);
     }
-    assert!(goals.answer(set("e", LATENCY, page, None)).wrong.unwrap().contains("4 goals already"));
+    assert!(goals.answer(set("e", LATENCY, "/nowhere", None)).wrong.unwrap().contains("4 goals already"));
     let bytes = serde_json::to_vec(&goals.answer(Question::Show {})).unwrap();
     assert!((bytes.len() as u64) < super::super::socket::MAX_BYTES / 4);
 }
