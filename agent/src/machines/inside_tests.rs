@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use lathe_guest::protocol::inside::{Amount, Application, Inside, Settled, Want, Whole, Wished};
+use lathe_guest::protocol::inside::{
+    Amount, Application, Goal, Inside, Pursued, Settled, Want, Whole, Wished,
+};
 use lathe_guest::protocol::{FrameKind, Hello, Request, Response, decode_header, encode_frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -105,6 +107,40 @@ fn a_guest_is_asked_and_what_it_wants_is_settled() {
     assert_eq!((heard.id, heard.amount), (3, Some(600)));
     assert!(heard.words.contains("bounds") && heard.words.contains("observes"), "{heard:?}");
     // It does not want it any more.
+    *guest.answer.lock().unwrap() = told("nginx", Vec::new());
+    until(|| forecast(&lathed).wanted.is_empty());
+}
+
+#[test]
+fn a_goal_that_is_missed_is_pursued_until_it_is_taken_back() {
+    let world = World::new();
+    let lathed = world.lathed();
+    lathed.run(RunRequest { cpu_max_milli: Some(600), ..world.request("demo") }).unwrap();
+    let goal = Goal::Latency { permille: 950, under_usec: 1000 };
+    let web = Pursued {
+        name: "web\n".into(),
+        goal,
+        over_msec: 10_000,
+        latency_usec: Some(90_000),
+        rate_milli: Some(5000),
+        wrong: None,
+    };
+    let Response::Inside(mut inside) = told("nginx", Vec::new()) else { panic!("what it tells") };
+    inside.goals = vec![web];
+    let guest = Guest::new(&lathed, "demo", 4, Response::Inside(inside));
+    // Its tasks wait for a CPU all the time: half as much again, which nobody gives who only observes.
+    until(|| !forecast(&lathed).wanted.is_empty());
+    let view = forecast(&lathed);
+    let wanted = &view.wanted[0];
+    assert_eq!((wanted.resource.as_str(), wanted.amount, wanted.source.as_str()), ("cpu", 150, "goal"));
+    assert_eq!(wanted.left_sec, None);
+    let goal = view.inside.unwrap().goals.remove(0);
+    assert_eq!(
+        (goal.name.as_str(), goal.kind.as_str(), goal.stands.as_str()),
+        ("web?", "latency", "wanting")
+    );
+    assert_eq!((goal.permille, goal.under_usec, goal.cpu_milli), (Some(950), Some(1000), Some(150)));
+    // It is taken back.
     *guest.answer.lock().unwrap() = told("nginx", Vec::new());
     until(|| forecast(&lathed).wanted.is_empty());
 }

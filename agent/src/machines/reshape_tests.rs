@@ -59,9 +59,16 @@ fn what_the_guest_does_not_give_back_is_partial_stays_desired_and_is_gone_on_wit
     let lathed = world.lathed();
     lathed.run(world.request("demo")).unwrap();
     lathed.resize(&change(None, Some(192)));
+    // It has given half of it back at once, and may be at it still.
     let soon = ResizeRequest { deadline_msec: Some(300), ..change(None, Some(64)) };
     let partial = lathed.resize(&soon);
     assert_eq!(partial.outcome, ResizeOutcome::Partial);
+    assert_eq!(partial.reason, "its guest is giving memory back, and has 64 MiB to go");
+    let later = ResizeRequest { deadline_msec: Some(2500), ..change(None, Some(66)) };
+    let partial = lathed.resize(&later);
+    assert_eq!(partial.outcome, ResizeOutcome::Partial);
+    assert_eq!(partial.reason, "62 MiB of the guest's memory is not movable now");
+    let partial = lathed.resize(&ResizeRequest { deadline_msec: Some(2500), ..change(None, Some(64)) });
     assert_eq!(partial.reason, "64 MiB of the guest's memory is not movable now");
     assert_eq!((partial.memory.desired, partial.memory.actual), (64 * MIB, 128 * MIB));
     assert_eq!(partial.memory.granted, 128 * MIB, "held memory stays in the books");

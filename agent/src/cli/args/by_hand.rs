@@ -11,7 +11,7 @@ use crate::api::wire::by_hand::Raise;
 /// What people say, and what goes on inside.
 #[derive(Debug, Default, Args)]
 pub struct ByHandArgs {
-    /// Show the applications inside instead, those that ask for most first, as its guest agent tells them
+    /// Show the applications inside instead, those that ask for most first, and how their goals stand, as its guest agent tells them
     #[arg(long)]
     pub apps: bool,
     /// Say by hand what it will ask for, in place of what is forecast: CSV with the columns from, until, resource, p95 and, if wanted, p50 and

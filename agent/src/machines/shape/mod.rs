@@ -51,6 +51,8 @@ pub type Msec = u64;
 
 /// How long unplugging may stand still before the balloon takes the remainder.
 pub const UNPLUG_PATIENCE_MSEC: Msec = 3000;
+/// A guest that gave memory back so short a time ago is at it; afterwards it cannot.
+const GIVING_MSEC: Msec = 1500;
 /// Between two attempts at the same step: a guest that refuses is asked again, a limit that cannot be written is written again.
 const RETRY_MSEC: Msec = 5000;
 /// Between two corrections of the balloon's target, which follows what is unplugged meanwhile.
@@ -231,6 +233,8 @@ pub struct State {
     trouble: Option<String>,
     /// Since when unplugging has stood still.
     standing_since: Msec,
+    /// When the guest gave memory back last, since the present size was asked for.
+    gave_at: Option<Msec>,
     /// Plugged bytes that the guest was last asked to bring online.
     onlined_bytes: u64,
     /// It has reset, and the monitor has not said yet what memory it has now.
@@ -378,6 +382,7 @@ impl State {
             agent_refuses: None,
             trouble: None,
             standing_since: 0,
+            gave_at: None,
             onlined_bytes: 0,
             untold: false,
             told_at: 0,
@@ -454,6 +459,7 @@ impl State {
         }
         self.agent_refuses = None;
         self.standing_since = now;
+        self.gave_at = None;
         self.onlined_bytes = 0;
     }
 
@@ -472,6 +478,7 @@ impl State {
         self.end(now, Outcome::Partial, reason, effects);
         if operation.target.memory_bytes != self.desired.memory_bytes {
             self.standing_since = now;
+            self.gave_at = None;
         }
         self.desired = operation.target;
         self.operations = self.operations.max(operation.number);
@@ -601,6 +608,9 @@ impl State {
         self.untold = false;
         if status.plugged_bytes < plugged {
             self.standing_since = now;
+        }
+        if held_bytes(&status) < held {
+            self.gave_at = Some(now);
         }
         self.onlined_bytes = self.onlined_bytes.min(status.plugged_bytes);
         if held != held_bytes(&status) {

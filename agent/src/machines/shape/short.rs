@@ -4,7 +4,7 @@ use lathe_shard::{Bytes, Iops, MilliCpu};
 use lathe_vmm::control::wire::{CpuStatus, MemoryStatus};
 
 use super::steps::memory_limit;
-use super::{Force, Msec, State, held_bytes};
+use super::{Force, GIVING_MSEC, Msec, State, held_bytes};
 use crate::machines::record::vcpus_for;
 use crate::machines::resize::carried_milli;
 
@@ -128,7 +128,8 @@ impl State {
         if held < goal {
             all.push(waits(too_little(memory, held, goal)));
         } else if held > goal {
-            all.push(waits(too_much(memory, held, goal)));
+            let gives = self.gave_at.is_some_and(|at| now < at.saturating_add(GIVING_MSEC));
+            all.push(waits(too_much(memory, held, goal, gives)));
         } else if self.may_hold(force) > goal || force.wall_bytes.is_none() {
             all.push(waits(self.trouble.clone().unwrap_or_else(|| "its limits are being set".to_owned())));
         } else if !self.memory_rests(now) {
@@ -164,8 +165,11 @@ fn too_little(memory: &MemoryStatus, held: u64, goal: u64) -> String {
     format!("its guest has taken {held} of {goal} so far")
 }
 
-fn too_much(memory: &MemoryStatus, held: u64, goal: u64) -> String {
+fn too_much(memory: &MemoryStatus, held: u64, goal: u64, gives: bool) -> String {
     let over = Bytes(held - goal);
+    if gives {
+        return format!("its guest is giving memory back, and has {over} to go");
+    }
     match (memory.plugged_bytes > 0, memory.plug_driver, memory.balloon_driver) {
         (_, _, false) if goal < memory.boot_bytes => {
             format!("its kernel has no balloon driver at work: {over} stay with it until its next start")
