@@ -31,6 +31,8 @@ const BLOCK: u64 = 2 * MIB;
 const OVERHEAD: u64 = 64 * MIB;
 /// How long it may take to fill memory, emulated.
 const FILL_LIMIT: Duration = Duration::from_secs(600);
+/// What takes longer is told.
+const SLOW: Duration = Duration::from_secs(30);
 /// How long one change may take, emulated.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -61,7 +63,10 @@ fn fill(host: &Host<'_>, mib: u64) {
     let line = format!(
         "lathe exec steps -- sh -c 'rm -f /dev/shm/full; dd if=/dev/zero of=/dev/shm/full bs=1M count={mib} 2>/dev/null; true'"
     );
-    host.run_within(FILL_LIMIT, &line);
+    let filled = host.run_within(FILL_LIMIT, &line);
+    if filled.took > SLOW {
+        println!("    {mib} MiB were filled in {:.0} s", filled.took.as_secs_f64());
+    }
 }
 
 /// What the machine shows, what its guest has and what is charged, bytes; the books hold the one, and what they hold covers the other.
@@ -91,17 +96,22 @@ fn random_changes(hosts: &Hosts, part: u64) {
     let boot = boot_id(&host, "steps");
     let begun = Instant::now();
     let (mut partial, mut made_up, mut most_over) = (0, 0, i64::MIN);
+    let mut has = 256_u64;
     for step in 1..=steps {
         // With less, an emulated guest takes minutes to fill or free that memory.
         let cpu = [0.2, 0.4, 0.75, 1.0, 1.2, 1.5][dice.below(6) as usize];
         let memory = 2 * (64 + dice.below(449));
         // Memory in use, of which some is given back and some is not.
         if dice.below(3) == 0 {
-            fill(&host, dice.below(96));
+            // No more than it has: without swap, and with a fifth of a CPU, it would look for a page for minutes.
+            fill(&host, dice.below(96).min(has.saturating_sub(120)));
         }
         let line = format!("lathe resize steps --cpu {cpu} --memory {memory}M --deadline 15s --json");
         let ended = host.run_within(STEP_LIMIT, &line);
         let view = ended.json();
+        if ended.took > SLOW {
+            hosts.note(&format!("step {step}: {:.0} s: {view}", ended.took.as_secs_f64()));
+        }
         let outcome = view["outcome"].as_str().unwrap_or_default().to_owned();
         assert!(
             ["applied", "partial", "unchanged"].contains(&outcome.as_str()),
@@ -115,6 +125,7 @@ fn random_changes(hosts: &Hosts, part: u64) {
         // balloon: for that moment it has less, by no more than that block, and never more.
         let within = (memory * MIB - BLOCK)..=memory * MIB;
         assert!(outcome == "partial" || within.contains(&actual), "step {step}: {shown}");
+        has = memory.min(actual / MIB);
         if outcome != "partial" && actual < memory * MIB {
             made_up += 1;
             let exact = |_| {
