@@ -30,7 +30,7 @@ const BLOCK: u64 = 2 * MIB;
 /// What a monitor may hold besides guest memory, as the books have it.
 const OVERHEAD: u64 = 64 * MIB;
 /// How long it may take to fill memory, emulated.
-const FILL_LIMIT: Duration = Duration::from_secs(600);
+const FILL_LIMIT: Duration = Duration::from_secs(300);
 /// What takes longer is told.
 const SLOW: Duration = Duration::from_secs(30);
 /// How long one change may take, emulated.
@@ -58,7 +58,7 @@ fn boots(host: &Host<'_>) -> [u64; 2] {
     })
 }
 
-/// Has the guest use `mib` MiB, on a fifth of an emulated CPU perhaps, that unplugs the memory of the step before beside it.
+/// Has the guest use `mib` MiB, perhaps while it unplugs the memory of the step before.
 fn fill(host: &Host<'_>, mib: u64) {
     let line = format!(
         "lathe exec steps -- sh -c 'rm -f /dev/shm/full; dd if=/dev/zero of=/dev/shm/full bs=1M count={mib} 2>/dev/null; true'"
@@ -98,12 +98,11 @@ fn random_changes(hosts: &Hosts, part: u64) {
     let (mut partial, mut made_up, mut most_over) = (0, 0, i64::MIN);
     let mut has = 256_u64;
     for step in 1..=steps {
-        // With less, an emulated guest takes minutes to fill or free that memory.
-        let cpu = [0.2, 0.4, 0.75, 1.0, 1.2, 1.5][dice.below(6) as usize];
+        // With less, an emulated guest takes minutes to fill or free that memory, and a thousand steps hours.
+        let cpu = [0.4, 0.6, 0.75, 1.0, 1.2, 1.5][dice.below(6) as usize];
         let memory = 2 * (64 + dice.below(449));
-        // Memory in use, of which some is given back and some is not.
+        // Memory in use, of which some is given back and some is not. No more than it has: without swap it would look for a page for minutes.
         if dice.below(3) == 0 {
-            // No more than it has: without swap, and with a fifth of a CPU, it would look for a page for minutes.
             fill(&host, dice.below(96).min(has.saturating_sub(120)));
         }
         let line = format!("lathe resize steps --cpu {cpu} --memory {memory}M --deadline 15s --json");
