@@ -183,10 +183,10 @@ fn scattered_pages_leave_the_host(hosts: &Hosts) {
     // A kernel that is eager to make huge pages does not take them back: what it fills with zeroes would be charged again.
     host.run("cd /sys/kernel/mm/transparent_hugepage/khugepaged && echo 100 >scan_sleep_millisecs && echo 100000 >pages_to_scan && cat max_ptes_none full_scans")
         .expect_ok();
-    std::thread::sleep(Duration::from_secs(20));
+    std::thread::sleep(Duration::from_secs(40));
     let later = charged();
-    hosts.note(&format!("{} MiB after khugepaged has been at it for 20 s", later / MIB));
-    assert!(later < left + given * MIB / 4, "{later} bytes are charged again of {left}");
+    hosts.note(&format!("{} MiB after khugepaged has been at it for 40 s", later / MIB));
+    assert!(later < left + 3 * MIB, "{later} bytes are charged again, {left} were");
     host.run("lathe resize shape --memory 160M --deadline 60s").expect_ok();
     exec(
         &host,
