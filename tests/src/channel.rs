@@ -17,6 +17,9 @@ use nix::sys::signal::Signal;
 use crate::agent::Window;
 use crate::frame::{ExecSpec, Frame, Kind, MAX_PAYLOAD};
 
+/// How a message says that a command has not ended in time.
+pub const NOT_FINISHED: &str = "not finished after";
+
 /// Why a command's result cannot be had.
 #[derive(Debug)]
 pub enum ExecError {
@@ -32,7 +35,7 @@ impl std::fmt::Display for ExecError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Lost(why) => write!(f, "the test host was lost: {why}"),
-            Self::TimedOut(limit) => write!(f, "not finished after {} s", limit.as_secs_f32()),
+            Self::TimedOut(limit) => write!(f, "{NOT_FINISHED} {} s", limit.as_secs_f32()),
             Self::Io(error) => write!(f, "input or output: {error}"),
         }
     }

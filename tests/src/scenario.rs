@@ -17,7 +17,8 @@
 //! The same holds at any time for an *emulated* host that restarts by itself or has a panic of its own kernel on its console:
 //! QEMU's emulation of SVM corrupts a kernel's stack about once in a hundred nested boots, whatever runs there. So it does for the
 //! guest inside: a guest's console that tells of a [corrupted stack](CORRUPTION) counts as the emulation's, too, and so does one whose
-//! kernel has stopped in the middle of a line. A failed expectation is never retried otherwise.
+//! kernel has stopped in the middle of a line. Guests of an emulated host also stand still at times, QEMU's own ones likewise: a command that
+//! never ends there is tried once more, and the second silence counts. A failed expectation is never retried otherwise.
 
 use std::cell::Cell;
 use std::fs;
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
 
-use crate::channel::{Captured, Channel, ExecError, Process};
+use crate::channel::{Captured, Channel, ExecError, NOT_FINISHED, Process};
 use crate::cli::{self, RETRIES};
 use crate::frame::ExecSpec;
 use crate::hosts::{HostSet, Plan};
@@ -507,6 +508,8 @@ enum Verdict {
     /// There was no time left for it.
     NotRun,
     Failed(String),
+    /// A command has not ended on an emulated host.
+    Silent(String),
     Infrastructure(String),
 }
 
@@ -577,7 +580,7 @@ impl Runner {
                     println!("test {}::{name} ... ignored, no time was left for it", group.name);
                     self.not_run.push(format!("{}::{name}", group.name));
                 }
-                Verdict::Failed(why) | Verdict::Infrastructure(why) => {
+                Verdict::Failed(why) | Verdict::Silent(why) | Verdict::Infrastructure(why) => {
                     println!("test {}::{name} ... FAILED ({took:.1} s)\n{why}", group.name);
                     self.failed.push(format!("{}::{name}", group.name));
                 }
@@ -606,6 +609,10 @@ impl Runner {
                 Verdict::Infrastructure(why) if attempt <= RETRIES => {
                     self.retries += 1;
                     println!("INFRASTRUCTURE FAILURE, retry {attempt} of {RETRIES}: {why}");
+                }
+                Verdict::Silent(why) if attempt == 1 => {
+                    self.retries += 1;
+                    println!("SILENCE ON AN EMULATED HOST, tried once more: {why}");
                 }
                 verdict => return Ok(verdict),
             }
@@ -671,7 +678,9 @@ impl Runner {
         if let Some(hosts) = hosts {
             let saved = place::failures();
             hosts.set.save(&saved)?;
-            let (Verdict::Failed(why) | Verdict::Infrastructure(why)) = verdict else { return Ok(()) };
+            let (Verdict::Failed(why) | Verdict::Silent(why) | Verdict::Infrastructure(why)) = verdict else {
+                return Ok(());
+            };
             fs::write(saved.join("failure.txt"), format!("{scenario}\n{why}\n"))?;
             println!("journals and consoles in {}", saved.display());
         }
@@ -738,7 +747,10 @@ fn attempt_once(body: Body, hosts: &Hosts) -> Verdict {
                 Verdict::Infrastructure(message_of(&*payload))
             }
             // The panic hook has printed the message and where it came from.
-            Err(payload) => Verdict::Failed(message_of(&*payload)),
+            Err(payload) => match message_of(&*payload) {
+                silence if hosts.emulated && silence.contains(NOT_FINISHED) => Verdict::Silent(silence),
+                why => Verdict::Failed(why),
+            },
         },
     }
 }
